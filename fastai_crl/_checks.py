@@ -1,0 +1,80 @@
+"""Checks of what a user passes: errors that name the value, the rule and the fix, and never wait for a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_arguments", "check_batch", "choice", "plain", "require"]
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")
+
+
+def plain(x: Tensor) -> Tensor:
+    "`x` without its tensor subclass: fastai's do not mix with each other, and cost time in every operation."
+    return x if type(x) is Tensor else x.as_subclass(Tensor)
+
+
+def require(ok: Tensor, rule: str) -> None:
+    """Raise ValueError with `rule` unless the bool scalar `ok` holds: at once on a CPU, without synchronising on a GPU.
+
+    On a GPU, and inside a compiled graph, the check runs on the device and fails the next operation that waits for it.
+    """
+    if ok.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(ok, rule)
+        return
+    try:
+        torch._assert_async(ok, rule)
+    except RuntimeError:
+        raise ValueError(rule) from None
+
+
+def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
+    "Raise ValueError for arguments that no batch could be mined with."
+    choice("scope", scope, ("joint", "attribute"))
+    choice("level", level, ("class", "instance"))
+    if isinstance(k, bool) or k != int(k) or k < 1:
+        raise ValueError(f"k={k!r}: the number of hard samples per anchor must be a whole number of at least 1.")
+    if not 0 < rho <= 1:
+        raise ValueError(f"rho={rho!r}: the minority's share of the batch must be in (0, 1]; the paper uses 0.5.")
+
+
+def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores") -> None:
+    "Raise ValueError for tensors that do not belong together or hold values outside their range."
+    if scores.ndim != 2 or scores.shape[1] < 1 or not scores.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating-point tensor of shape (n, C) with C >= 1, one column per label; "
+            f"got {tuple(scores.shape)}, {scores.dtype}."
+        )
+    expected = (scores.shape[:1], scores.shape)
+    if targets.shape not in expected:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not fit {name} of shape {tuple(scores.shape)}: give "
+            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices."
+        )
+    if targets.is_complex() or (targets.ndim == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)):
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit no task: give (n, C) values in [0, 1], "
+            "or (n,) integer class indices."
+        )
+    if features is not None and (
+        features.ndim != 2 or features.shape[0] != scores.shape[0] or not features.is_floating_point()
+    ):
+        raise ValueError(
+            f"features must be a floating-point tensor of shape (n, d) with n = {scores.shape[0]}, one embedding per "
+            f"sample; got {tuple(features.shape)}, {features.dtype}. Flatten or pool them first."
+        )
+    if scores.shape[0] == 0:
+        return
+    require(scores.isfinite().all(), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
+    if features is not None:
+        require(features.isfinite().all(), "features must be finite: NaN or infinity found. Has the training diverged?")
+    top = 1 if targets.ndim == 2 else scores.shape[1] - 1
+    require(
+        ((targets >= 0) & (targets <= top)).all(),
+        f"targets must be in [0, {top}]"
+        + (" (0/1, or fractions)." if targets.ndim == 2 else f": class indices of {top + 1} classes."),
+    )

@@ -1,0 +1,136 @@
+"""The csv of a labelled image set: read and check it, its vocabulary, its split into training and validation."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastai.data.transforms import RandomSplitter
+from sklearn.model_selection import GroupShuffleSplit
+
+from fastai_crl.files import offenders
+from fastai_crl.hpa import HPA_LABELS
+
+__all__ = ["make_names", "make_vocab", "read_csv", "split_labels", "valid_rows"]
+
+
+def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: str | None = " ") -> pd.DataFrame:
+    """Return the rows of `file`, ids and labels as text.
+
+    Raises FileNotFoundError for a missing file; ValueError for an unreadable or empty one, a missing column, an empty
+    or duplicate id, and, with delim=None (exactly one label per row), an empty label.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"Csv file {file} does not exist: pass the right path and csv_fname.")
+    try:
+        # Ids and labels stay text ("007", "NA"); an empty label column means no label, not a missing value.
+        text = {id_col: str, label_col: str}
+        df = pd.read_csv(file, dtype=text, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as e:
+        raise ValueError(f"Csv file {file} cannot be read ({e}): it needs a header and comma separated rows.") from e
+    for arg, col in (("id_col", id_col), ("label_col", label_col)):
+        if col not in df:
+            has = ", ".join(map(str, df.columns))
+            raise ValueError(f"Csv file {file} has no column {col!r}, only {has}: rename it or pass {arg}=.")
+    if df.empty:
+        raise ValueError(f"Csv file {file} has a header but no rows: it needs one row per image.")
+    if rows := [f"row {i + 2}" for i in np.flatnonzero(df[id_col].str.strip() == "")]:
+        raise ValueError(offenders(f"Empty {id_col} in {file}", rows, "Every row needs an id: fill it in or drop it."))
+    if twice := list(df[id_col][df[id_col].duplicated()].unique()):
+        fix = "Every id must occur once: merge or drop the extra rows."
+        raise ValueError(offenders(f"Duplicate {id_col} in {file}", twice, fix))
+    if delim is None and (blank := list(df[id_col][df[label_col].str.strip() == ""])):
+        fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
+        raise ValueError(offenders(f"Empty {label_col} in {file} for the ids", blank, fix))
+    return df
+
+
+def valid_rows(
+    df: pd.DataFrame, id_col: str, valid_pct: float, seed: int | None, group_col: str | None, valid_col: str | None
+) -> list[int]:
+    """Return the positions of the validation rows: the one place that decides on the split.
+
+    Either the rows that the boolean `valid_col` marks, or a share `valid_pct` of the groups of `group_col`, or of the
+    rows, as fastai's `RandomSplitter` draws them. Empty for valid_pct=0.
+
+    Raises ValueError for a missing column, values that are not boolean, ids without a group, a share outside [0,1),
+    and a split that leaves one side empty.
+    """
+    if group_col is not None and valid_col is not None:
+        raise ValueError("Pass group_col or valid_col, not both: a column that fixes the split leaves nothing to draw.")
+    for arg, col in (("group_col", group_col), ("valid_col", valid_col)):
+        if col is not None and col not in df:
+            raise ValueError(f"The csv has no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
+    if valid_col is not None:
+        text = df[valid_col].astype(str).str.strip().str.lower()
+        if bad := list(df[valid_col][~text.isin(["true", "false", "1", "0", "1.0", "0.0"])].unique()):
+            raise ValueError(offenders(f"Values of {valid_col} that are not boolean", bad, "Use True and False."))
+        rows = np.flatnonzero(text.isin(["true", "1", "1.0"])).tolist()
+    else:
+        if not 0 <= valid_pct < 1:
+            raise ValueError(f"valid_pct={valid_pct} must be a share of the images, at least 0 and below 1.")
+        if valid_pct == 0:
+            return []
+        if group_col is None:
+            rows = [int(i) for i in RandomSplitter(valid_pct, seed=seed)(df)[1]]
+        else:
+            groups = df[group_col].astype(str).str.strip()
+            if blank := list(df[id_col][df[group_col].isna() | (groups == "")]):
+                raise ValueError(offenders(f"Ids without a {group_col}", blank, "Every image needs its group."))
+            if groups.nunique() < 2:
+                raise ValueError(f"Column {group_col!r} holds one group only: a split by group needs at least two.")
+            split = GroupShuffleSplit(n_splits=1, test_size=valid_pct, random_state=seed)
+            rows = next(split.split(df, groups=groups))[1].tolist()
+    if not 0 < len(rows) < len(df):
+        by = f"column {valid_col!r}" if valid_col is not None else f"valid_pct={valid_pct}"
+        raise ValueError(f"{by} puts {len(rows)} of {len(df)} images into validation: both sides need at least one.")
+    return rows
+
+
+def split_labels(text: str, delim: str | None) -> list[str]:
+    """Return the labels in `text`: split at `delim` (" " is any white space), or one label if `delim` is None."""
+    parts = [text] if delim is None else text.split() if delim == " " else text.split(delim)
+    return [s for s in map(str.strip, parts) if s]
+
+
+def _number_first(label: str) -> tuple[bool, int, str]:
+    return (False, int(label), label) if label.isdecimal() else (True, 0, label)
+
+
+def make_vocab(rows: pd.Series, vocab: str | Iterable[Any] | None) -> list[str]:
+    """Return the vocabulary for `rows`, the list of labels by id; by default the labels found, numbers in order.
+
+    Raises ValueError for no label at all, a repeated one, or labels of the csv that `vocab` lacks.
+    """
+    found = {o for labels in rows for o in labels}
+    if vocab is None:
+        if not found:
+            raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
+        return sorted(found, key=_number_first)
+    if isinstance(vocab, str):
+        if vocab != "hpa":
+            raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
+        vocab = range(len(HPA_LABELS))
+    vocab = [str(o) for o in vocab]
+    if len(set(vocab)) < len(vocab):
+        raise ValueError(f"vocab={vocab} holds a label twice.")
+    if unknown := sorted(found - set(vocab), key=_number_first):
+        where = [f"{o!r} (id {next(i for i, labels in rows.items() if o in labels)})" for o in unknown]
+        raise ValueError(offenders("Labels that are not in the vocab", where, "Correct the csv or extend vocab=."))
+    return vocab
+
+
+def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
+    """Return the name to show by label: "hpa", a mapping, a list in the order of `vocab`, or nothing for None."""
+    if label_names is None:
+        return {}
+    if isinstance(label_names, str):
+        if label_names != "hpa":
+            raise ValueError(f"label_names={label_names!r} is neither 'hpa' nor a mapping or list of names.")
+        return {str(i): n for i, n in enumerate(HPA_LABELS)}
+    if isinstance(label_names, Mapping):
+        return {str(k): str(v) for k, v in label_names.items()}
+    if len(label_names) != len(vocab):
+        raise ValueError(f"label_names has {len(label_names)} names for the {len(vocab)} labels of the vocab.")
+    return dict(zip(vocab, map(str, label_names), strict=True))
