@@ -1,0 +1,102 @@
+"""The Class Rectification Loss as plain loops over Python numbers, written from the paper's formulas.
+
+Slow and obvious on purpose: what `fastai_crl.mining` and `fastai_crl.losses` compute at once is compared with this.
+Scores are lists of lists of numbers, or of scalar tensors where a gradient is wanted.
+"""
+
+import math
+
+
+def profile(targets, rho, scope):
+    "Label -> the samples of its minority side and of the other side, for the labels that are minority."
+    n, n_classes = len(targets), len(targets[0])
+    sides = {}
+    for c in range(n_classes):
+        positives = [i for i in range(n) if targets[i][c] == 1]
+        negatives = [i for i in range(n) if targets[i][c] == 0]
+        if scope == "attribute" and len(positives) > n / 2:
+            positives, negatives = negatives, positives
+        sides[c] = (positives, negatives)
+    minority, total = {}, 0
+    for c in sorted(sides, key=lambda c: (len(sides[c][0]), c)):
+        size = len(sides[c][0])
+        total = total + size if scope == "joint" else size
+        if total <= rho * n + 1e-6 and size >= 2:
+            minority[c] = sides[c]
+    return minority
+
+
+def flipped(targets, c, scope):
+    return scope == "attribute" and sum(row[c] == 1 for row in targets) > len(targets) / 2
+
+
+def distance(x, y):
+    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True)))
+
+
+def triplets(scores, targets, k, rho, scope, level="class", features=None):
+    "All (anchor, positive, negative, label)."
+    found = []
+    for c, (inside, outside) in sorted(profile(targets, rho, scope).items()):
+        sign = -1 if flipped(targets, c, scope) else 1
+
+        def score(i, c=c, sign=sign):
+            return sign * float(scores[i][c])
+
+        for a in inside:
+            others = [i for i in inside if i != a]
+            if level == "class":
+                hard_positives = sorted(others, key=lambda i: (score(i), i))[:k]
+                hard_negatives = sorted(outside, key=lambda i: (-score(i), i))[:k]
+            else:
+                hard_positives = sorted(others, key=lambda i: (-distance(features[a], features[i]), i))[:k]
+                hard_negatives = sorted(outside, key=lambda i: (distance(features[a], features[i]), i))[:k]
+            found += [(a, i, j, c) for i in hard_positives for j in hard_negatives]
+    return found
+
+
+def pair_distances(found, scores, targets, scope, level, features):
+    "Distances d(a,+) and d(a,-) of each triplet, and of each distinct pair."
+
+    def norm(a, i):
+        squared = ((features[a] - features[i]) ** 2).sum()
+        return squared.sqrt() if float(squared) > 0 else squared
+
+    def to_pos(a, i, c):
+        return abs(scores[a][c] - scores[i][c]) if level == "class" else norm(a, i)
+
+    def to_neg(a, j, c):
+        if level == "instance":
+            return norm(a, j)
+        return scores[j][c] - scores[a][c] if flipped(targets, c, scope) else scores[a][c] - scores[j][c]
+
+    each = [(to_pos(a, i, c), to_neg(a, j, c)) for a, i, j, c in found]
+    positives = [to_pos(*pair) for pair in sorted({(a, i, c) for a, i, _, c in found})]
+    negatives = [to_neg(*pair) for pair in sorted({(a, j, c) for a, _, j, c in found})]
+    return each, positives, negatives
+
+
+def relative(each, margin):
+    return sum(max(0 * (p + q), margin + p - q, key=float) for p, q in each) / len(each)
+
+
+def absolute(positives, negatives, margin):
+    near = sum(d * d for d in positives) / len(positives)
+    far = sum(max(0 * d, margin - d, key=float) ** 2 for d in negatives) / len(negatives)
+    return (near + far) / 2
+
+
+def soft_histogram(values, low, high, bins):
+    width = (high - low) / (bins - 1)
+    h = [0.0] * bins
+    for v in values:
+        t = min(int((float(v) - low) / width), bins - 2)
+        upper = (v - (low + t * width)) / width
+        h[t] = h[t] + (1 - upper)
+        h[t + 1] = h[t + 1] + upper
+    return [x / len(values) for x in h]
+
+
+def distribution(positives, negatives, low, high, bins):
+    h_pos, h_neg = (soft_histogram(x, low, high, bins) for x in (positives, negatives))
+    return sum(h_pos[t] * sum(h_neg[: t + 1]) for t in range(bins))
