@@ -1,7 +1,7 @@
 """Synthetic HPA-like data: drawn fields of cells in the Kaggle layout, for trying things out where real data is absent.
 
-Nothing here is a photograph. The pictures are drawn (`_cells`), the labels sampled; results on them say that code works
-and how methods compare on *this* data, never how well a network reads real cells.
+Nothing here is a photograph. The pictures are drawn (`_patterns`), the labels sampled; results on them say that code
+works and how methods compare on *this* data, never how well a network reads real cells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from fastprogress import progress_bar
 from PIL import Image
 
-from fastai_crl._cells import draw_field
+from fastai_crl._patterns import draw_field
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS
 
 __all__ = ["make_hpa"]

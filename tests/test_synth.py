@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage as ndi
 
 import fastai_crl.synth as synth
-from fastai_crl._cells import PATTERNS, Field, draw_field
+from fastai_crl._patterns import PATTERNS, Field, draw_field
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_N_IDS
 from fastai_crl.synth import make_hpa
 

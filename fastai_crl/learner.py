@@ -1,0 +1,152 @@
+"""`crl_learner`: everything put together for training on imbalanced data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
+from fastai.learner import Learner
+from fastai.metrics import BalancedAccuracy, F1Score, accuracy
+from fastai.torch_core import params
+from fastai.vision.learner import default_split, model_meta, vision_learner
+from fastcore.foundation import L
+from torch import Tensor, nn
+from torchvision.models import resnet34
+
+from .callback import CRLCallback, Schedule
+from .losses import CRL, CRLLoss, default_base_loss
+from .metrics import MacroF1, MeanAP
+
+__all__ = ["CRLLearner", "crl_learner"]
+
+_CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
+
+
+class CRLLearner(Learner):
+    "A fastai `Learner` whose `fit_one_cycle` needs no argument: `n_epoch` defaults to `default_epochs`."
+
+    default_epochs: int = 10
+
+    def fit_one_cycle(self, n_epoch: int | None = None, *args: Any, **kwargs: Any) -> None:
+        "fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."
+        super().fit_one_cycle(self.default_epochs if n_epoch is None else n_epoch, *args, **kwargs)
+
+
+def crl_learner(
+    dls: DataLoaders,
+    arch: Callable[..., nn.Module] | str = resnet34,
+    loss_func: Callable[..., Tensor] | None = None,
+    alpha: float | Literal["auto"] = "auto",
+    schedule: Schedule | None = None,
+    pretrained: bool = False,
+    n_epoch: int = 10,
+    mixed_precision: bool = False,
+    metrics: Any = None,
+    cbs: Any = None,
+    **kwargs: Any,
+) -> CRLLearner:
+    """A vision learner that trains with the Class Rectification Loss: `crl_learner(dls).fit_one_cycle()`.
+
+    Channels and kind of task (multi-label or single-label) come from a batch of `dls`. With a pretrained network and
+    more than three channels, the stem's extra channels start from the mean of its RGB filters, all scaled by 3/n_in to
+    keep the activations' size, and the stem trains with the head from the first step, also while the body is frozen.
+    (fastai starts the extra channels at zero and freezes them there.) On a GPU where there is one.
+
+    Args:
+        dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
+        arch: torchvision or fastai architecture, or the name of a timm model.
+        loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. A `CRLLoss`
+            is taken apart: its base loss is used, its alpha and options go to the callback.
+        alpha, schedule: see `CRLCallback`.
+        pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
+        n_epoch: epochs of `fit_one_cycle()` without an argument.
+        mixed_precision: train in float16 with loss scaling (`to_fp16`); CUDA only.
+        metrics: default macro F1 at 0.5 and mean average precision; for single-label accuracy, balanced accuracy and
+            macro F1.
+        cbs: more callbacks, beside `CRLCallback`.
+        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins), and of fastai's
+            `vision_learner`.
+
+    Returns:
+        A `CRLLearner`, with the callback as `learn.crl`.
+
+    Raises:
+        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; what
+            `CRLCallback` raises.
+    """
+    n_in, single_label = _look(dls)
+    options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
+    if isinstance(loss_func, CRLLoss):
+        alpha, options = loss_func.alpha, {name: getattr(loss_func.crl, name) for name in _CRL_OPTIONS}
+        loss_func = loss_func.base_loss
+    if loss_func is None:
+        loss_func = default_base_loss(single_label)
+    if metrics is None:
+        metrics = [accuracy, BalancedAccuracy(), F1Score(average="macro")] if single_label else [MacroF1(), MeanAP()]
+    if mixed_precision and not torch.cuda.is_available():
+        raise ValueError("mixed_precision=True needs a CUDA device, and there is none: leave it off on a CPU.")
+    splitter = kwargs.pop("splitter", None)
+    if splitter is None:
+        splitter = model_meta.get(arch, {}).get("split", default_split) if not isinstance(arch, str) else default_split
+    rgb_stem = pretrained and not isinstance(arch, str) and n_in > 3  # timm spreads the RGB filters by itself
+    if rgb_stem:
+        splitter = _StemSplitter(splitter)
+    learn = vision_learner(
+        dls,
+        arch,
+        loss_func=loss_func,
+        n_in=n_in,
+        pretrained=pretrained,
+        metrics=metrics,
+        splitter=splitter,
+        cbs=[CRLCallback(alpha, schedule, **options), *L(cbs)],
+        **kwargs,
+    )
+    if rgb_stem:
+        _spread_rgb(_stem(learn.model))
+    learn.__class__ = CRLLearner  # vision_learner makes a plain Learner; this one only adds a default
+    learn.default_epochs = n_epoch
+    return learn.to_fp16() if mixed_precision else learn
+
+
+def _look(dls: DataLoaders) -> tuple[int, bool]:
+    "Channels of the images, and whether the task is single-label."
+    batch = dls.one_batch()
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
+    if len(batch) != 2 or len(shapes[0]) != 4 or not isinstance(batch[1], Tensor) or batch[1].ndim not in (1, 2):
+        raise ValueError(
+            f"A batch of dls holds {shapes}: crl_learner needs images (n, channels, height, width) and targets, (n, C) "
+            "0/1 or (n,) class indices. Use Learner(dls, model, cbs=CRLCallback()) for other inputs."
+        )
+    if batch[1].ndim == 2 and batch[1].shape[1] != get_c(dls):
+        raise ValueError(f"Targets have {batch[1].shape[1]} columns, but dls.c is {get_c(dls)}: they must agree.")
+    return shapes[0][1], batch[1].ndim == 1
+
+
+def _stem(model: nn.Module) -> nn.Conv2d:
+    return next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+@torch.no_grad()
+def _spread_rgb(conv: nn.Conv2d) -> None:
+    "Give channels that a pretrained stem never saw the mean of its RGB filters, and keep the sum over channels."
+    n_in = conv.in_channels
+    conv.weight[:, 3:] = conv.weight[:, :3].mean(1, keepdim=True)
+    conv.weight *= 3 / n_in
+
+
+class _StemSplitter:
+    "Parameter groups of `split`, with the stem moved to the last: it then trains with the head."
+
+    def __init__(self, split: Callable[[nn.Module], L]):
+        self.split = split
+
+    def __call__(self, model: nn.Module) -> L:
+        stem = params(_stem(model))
+        ids = {id(p) for p in stem}
+        groups = [[p for p in group if id(p) not in ids] for group in self.split(model)]
+        return L(*groups[:-1], groups[-1] + stem)
