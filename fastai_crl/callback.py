@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import SchedCos
@@ -15,6 +16,7 @@ from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
 from ._checks import plain
+from .distributed import gather_rows, n_processes, scale_gradient
 from .labels import label_counts, label_names
 from .losses import CRL, CRLLoss, check_alpha, imbalance, rectify
 from .mining import split_targets
@@ -27,6 +29,19 @@ Schedule = Callable[[float], float] | Sequence[float]
 def ramp(pct: float, over: float = 0.25) -> float:
     "Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."
     return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
+
+
+class _Caught:
+    "Holds the embedding of the batch. A plain object: compiled models trace its methods, and a `Callback` is too much."
+
+    def __init__(self) -> None:
+        self.features: Tensor | None = None
+
+    def output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.features = plain(output).flatten(1) if module.training else None
+
+    def input(self, module: nn.Module, args: tuple) -> None:
+        self.output(module, args, args[0])
 
 
 class CRLCallback(Callback):
@@ -48,6 +63,8 @@ class CRLCallback(Callback):
             labels seen so far.
         schedule: factor of α over training, as `f(pct)` with pct in [0, 1] (fastai's `SchedCos(0, 1)`, or any
             function), or an array spread evenly over training. Default: `ramp`, from 0 to 1 in the first quarter.
+        gather: with several processes, mine the batches of all of them as one: profile, triplets and gradients are
+            those of one process with the whole batch. False: each process mines its own.
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins.
@@ -67,28 +84,49 @@ class CRLCallback(Callback):
         self,
         alpha: float | Literal["auto"] = "auto",
         schedule: Schedule | None = None,
+        gather: bool = True,
         embedding: nn.Module | None = None,
         **crl: Any,
     ):
         super().__init__()
-        self.alpha, self.schedule, self.embedding = check_alpha(alpha), schedule, embedding
+        self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
         self.term = CRL(**crl)
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
-        self.n_fits, self.alphas, self.started = 0, [], False
-        self.omega = self.seen = self.totals = self.hook = self.features = None
+        self.n_fits, self.alphas, self.started, self.before = 0, [], False, None
+        self.omega = self.seen = self.totals = self.hook = None
+        self.caught = _Caught()
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "hook": None, "features": None, "totals": None, "alphas": []}
+        passing = {
+            "hook": None,
+            "features": None,
+            "totals": None,
+            "before": None,
+            "alphas": list(map(float, self.alphas)),
+        }
+        return {**super().__getstate__(), **passing}
+
+    def __call__(self, event_name: str) -> Any:
+        try:
+            return super().__call__(event_name)
+        except Exception:
+            self._clean_up()  # an error of ours must not leave anything of ours behind
+            raise
 
     # ---- a fit's life: before_fit also comes before validation and prediction, before_train only before training ----
     def before_fit(self) -> None:
         self._clean_up()
-        self.started, self.totals = False, None
+        self.started = False
+        if hasattr(self.learn, "lr_finder"):
+            self.before = {name: getattr(self, name) for name in ("alphas", "history", "n_fits", "totals")}
+            self.history = []
         recorder = getattr(self.learn, "recorder", None)
         if recorder is not None:
             # The recorder looks its metrics up here first: learn.metrics stays as the user made it, come what may.
             values = {"alpha": self._alpha, "loss": self._loss, "triplets": self._triplets, "labels": self._labels}
             vars(recorder)["metrics"] = self.learn.metrics + [ValueMetric(f, f"crl_{n}") for n, f in values.items()]
+        if self.term.level == "instance" and self.alpha != 0:
+            self._hook()  # before validation too: a compiled model keeps the hooks of its first call
 
     def before_train(self) -> None:
         if not self.started:
@@ -96,18 +134,21 @@ class CRLCallback(Callback):
         self.totals = None
 
     def before_validate(self) -> None:
-        if not self.started:
-            self._clean_up()
+        if not self.started:  # validation or prediction on its own
+            self._drop_columns()
 
     def after_train(self) -> None:
-        if self.totals is not None and not self._finding_lr:
-            self.history.append((self.n_fits - 1, self.learn.epoch, self.totals[0].cpu()))
+        if self.totals is not None:
+            counts = self.totals[0]
+            if n_processes() > 1 and not self.gather:
+                dist.all_reduce(counts)
+            self.history.append((self.n_fits - 1, self.learn.epoch, counts.cpu()))
 
     def after_fit(self) -> None:
-        self.alphas[:] = map(float, self.alphas)
         recorder = getattr(self.learn, "recorder", None)
         if self.started and recorder is not None and not hasattr(self.learn, "param_scheduler"):
             recorder.hps = {"crl_alpha": self.alphas}
+        self.alphas[:] = map(float, self.alphas)
         self._clean_up()
 
     def _start(self) -> None:
@@ -116,25 +157,25 @@ class CRLCallback(Callback):
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
-        self.started, self.alphas, self.omega, self.seen = True, [], None, None
-        self.n_fits += not self._finding_lr
+        self.started, self.alphas, self.n_fits = True, [], self.n_fits + 1
+        self.omega = self.seen = None
         scheduler = getattr(self.learn, "param_scheduler", None)
         if scheduler is not None:
             scheduler.hps["crl_alpha"] = self.alphas  # plot_sched shows it beside the learning rate
-        if self.term.level == "instance":
-            self._hook()
 
-    def _clean_up(self) -> None:
+    def _drop_columns(self) -> None:
         recorder = getattr(self.learn, "recorder", None)
         if recorder is not None:
             vars(recorder).pop("metrics", None)
+
+    def _clean_up(self) -> None:
+        self._drop_columns()
         if self.hook is not None:
             self.hook.remove()
-        self.hook = self.features = None
-
-    @property
-    def _finding_lr(self) -> bool:
-        return hasattr(self.learn, "lr_finder")
+        self.hook = self.caught.features = None
+        if self.before is not None:  # a search for the learning rate leaves no trace
+            vars(self).update(self.before)
+            self.before = None
 
     # ---- the batch ----
     def after_loss(self) -> None:
@@ -142,12 +183,24 @@ class CRLCallback(Callback):
         if share == 0 or self.alpha == 0:
             self.alphas.append(0.0)
             return
-        logits, targets = self._logits(), self._targets()
+        logits, targets, features = self._logits(), self._targets(), self.caught.features
+        if self.term.level == "instance" and features is None:
+            raise ValueError(
+                "No embedding came by: the module it is taken from did not run in this batch, or the model was "
+                "compiled and called before. Pass CRLCallback(embedding=module), or compile again "
+                "(torch.compiler.reset())."
+            )
+        size = n_processes() if self.gather else 1
+        if size > 1:
+            logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))
+            features = features[0] if features else None
         alpha = share * (self._auto(logits, targets) if self.alpha == "auto" else self.alpha)
-        crl = self.term(logits, targets, self.features)
-        loss = rectify(self.learn.loss_grad, crl, self.term.counts, alpha)
-        self.features = None
+        crl = self.term(logits, targets, features)
         self._count(crl.detach())
+        if size > 1:
+            crl = scale_gradient(crl, size)
+        loss = rectify(self.learn.loss_grad, crl, self.term.counts, alpha)
+        self.caught.features = None
         self.alphas.append(alpha)
         self.learn.loss_grad, self.learn.loss = loss, loss.clone()
 
@@ -198,9 +251,8 @@ class CRLCallback(Callback):
 
     def _hook(self) -> None:
         "Catch the embedding of each batch on its way through the model."
-        module = self.embedding
-        if module is not None:
-            self.hook = module.register_forward_hook(lambda m, args, out: self._keep(out))
+        if self.embedding is not None:
+            self.hook = self.embedding.register_forward_hook(self.caught.output)
             return
         linear = [m for m in self.learn.model.modules() if isinstance(m, nn.Linear)]
         if not linear:
@@ -208,10 +260,7 @@ class CRLCallback(Callback):
                 f"{type(self.learn.model).__name__} has no nn.Linear whose input could be the embedding: pass "
                 "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
             )
-        self.hook = linear[-1].register_forward_pre_hook(lambda m, args: self._keep(args[0]))
-
-    def _keep(self, x: Tensor) -> None:
-        self.features = x.flatten(1) if self.training else None
+        self.hook = linear[-1].register_forward_pre_hook(self.caught.input)
 
     # ---- what happened ----
     def _alpha(self) -> float:

@@ -34,3 +34,18 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED.name}/ beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def hpa(tmp_path_factory) -> Path:
+    "A small synthetic set in the Kaggle layout: 60 + 6 fields of 32 pixels, of all 28 labels."
+    from fastai_crl.synth import make_hpa
+
+    return make_hpa(tmp_path_factory.mktemp("hpa"), n=60, size=32, n_test=6, imbalance="mild", progress=False)
+
+
+@pytest.fixture
+def hpa_dls(hpa):
+    from fastai_crl.data import HPADataLoaders
+
+    return HPADataLoaders.from_csv(hpa, size=32, bs=16, num_workers=0, batch_tfms=[], valid_pct=0.3)

@@ -1,0 +1,527 @@
+"""`CRLCallback` in plain fastai learners: what it changes, and all that it must leave alone."""
+
+import contextlib
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.fp16 import MixedPrecision  # noqa: F401  (adds to_fp16 to Learner)
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.progress import CSVLogger
+from fastai.callback.schedule import ParamScheduler, SchedCos  # noqa: F401  (adds fit_one_cycle to Learner)
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.optimizer import SGD
+from torch import nn
+
+from fastai_crl.callback import CRLCallback, ramp
+from fastai_crl.losses import CRL, CRLLoss, imbalance
+from fastai_crl.metrics import MacroF1
+
+N, C = 64, 6
+
+
+def make_data(single_label=False, n=N):
+    x = torch.randn(n, 8)
+    y = torch.rand(n, C) < torch.tensor([0.6, 0.5, 0.2, 0.15, 0.1, 0.1])
+    return torch.utils.data.TensorDataset(x, y.float().argmax(1) if single_label else y.float())
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, C))
+
+
+def make_learner(tmp_path, cbs=None, single_label=False, bs=32, model=None, shuffle=False, **kwargs):
+    data = make_data(single_label)
+    dls = DataLoaders.from_dsets(data, data, bs=bs, shuffle=shuffle, num_workers=0, device="cpu")
+    loss = CrossEntropyLossFlat() if single_label else BCEWithLogitsLossFlat()
+    model = make_model() if model is None else model
+    return Learner(dls, model, loss_func=loss, cbs=cbs, path=tmp_path, metrics=kwargs.pop("metrics", None), **kwargs)
+
+
+class Spy(Callback):
+    "Keeps each training batch's loss and gradients, just before the step."
+
+    run_valid = False
+
+    def before_fit(self):
+        self.losses, self.grads = [], []
+
+    def before_step(self):
+        self.losses.append(float(self.learn.loss_grad))
+        self.grads.append([p.grad.clone() for p in self.learn.model.parameters()])
+
+
+def full(pct):
+    return 1.0
+
+
+def test_batch_loss_and_gradient_are_the_mix(tmp_path):
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.3, schedule=full, k=3), Spy()])
+    reference = pickle.loads(pickle.dumps(learn.model))
+    x, y = learn.dls.train.dataset.tensors[0][:32], learn.dls.train.dataset.tensors[1][:32]
+    z = reference(x)
+    expected = 0.3 * CRL(k=3)(z, y) + 0.7 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    expected.backward()
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(learn.spy.grads[0], reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+
+
+def test_columns_and_counts(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.3, schedule=full, k=3), metrics=MacroF1())
+    crl, x, y = CRL(k=3), *learn.dls.train.dataset.tensors
+    with torch.no_grad():
+        first = [crl(learn.model(x[:32]), y[:32]), crl.counts]
+    learn.fit(2, lr=0.0)  # a model that stays as it is
+    with torch.no_grad():
+        second = [crl(learn.model(x[32:]), y[32:]), crl.counts]
+    assert learn.recorder.metric_names == [
+        *(
+            "epoch",
+            "train_loss",
+            "valid_loss",
+            "macro_f1",
+            "crl_alpha",
+            "crl_loss",
+            "crl_triplets",
+            "crl_labels",
+            "time",
+        )
+    ]
+    counts = first[1] + second[1]
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1], strict=False))  # no value for the time
+    assert row["crl_alpha"] == 0.3 and row["crl_triplets"] == int(counts.sum()) > 0
+    assert row["crl_labels"] == int((counts > 0).sum())
+    assert row["crl_loss"] == pytest.approx(float(first[0] + second[0]) / 2, rel=1e-5)
+    frame = learn.crl.counts_frame()
+    assert frame.index.tolist() == [(0, 0), (0, 1)] and frame.loc[(0, 1)].tolist() == counts.tolist()
+    assert list(frame.columns) == [str(c) for c in range(C)]
+    assert learn.metrics == learn.metrics.filter(lambda m: m.name == "macro_f1")
+
+
+def test_valid_loss_stays_the_base_loss(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.9, schedule=full))
+    learn.fit(1)
+    logged = learn.recorder.values[-1][1]
+    x, y = learn.dls.valid.dataset.tensors
+    with torch.no_grad():
+        base = nn.functional.binary_cross_entropy_with_logits(learn.model(x), y)
+    assert logged == pytest.approx(base.item(), rel=1e-5)
+    assert learn.validate()[0] == pytest.approx(base.item(), rel=1e-5)
+    assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
+
+
+def test_same_training_as_without_when_nothing_is_mined(tmp_path):
+    results = []
+    for cbs in (None, CRLCallback(alpha=0.0), CRLCallback(alpha=0.5, schedule=lambda pct: 0.0)):
+        torch.manual_seed(1)
+        learn = make_learner(tmp_path, cbs)
+        learn.fit(2)
+        results.append([p.detach().clone() for p in learn.model.parameters()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_alpha_zero_and_validation_mine_nothing(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(CRL, "forward", lambda *a: calls.append(1))
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.0))
+    learn.fit(1)
+    make_learner(tmp_path, CRLCallback(alpha=0.5)).validate()
+    assert not calls
+
+
+def test_auto_alpha(tmp_path, hpa_dls):
+    learn = Learner(hpa_dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(hpa_dls.vocab))), path=tmp_path)
+    learn.add_cb(CRLCallback(schedule=full))
+    learn.fit(1)
+    targets = torch.stack([y for _, y in hpa_dls.train_ds])
+    assert learn.crl.alphas == pytest.approx([imbalance(targets.sum(0))] * len(learn.crl.alphas))
+    # A data set that does not tell its labels apart: Ω of the labels seen so far.
+    learn = make_learner(tmp_path, CRLCallback(schedule=full))
+    learn.fit(1)
+    y = learn.dls.train.dataset.tensors[1]
+    assert learn.crl.alphas == pytest.approx([imbalance(y[:32].sum(0)), imbalance(y.sum(0))])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (None, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        (SchedCos(0, 1), [0.5 - 0.5 * math.cos(math.pi * i / 8) for i in range(8)]),
+        (lambda pct: pct, [i / 8 for i in range(8)]),
+        ([0.0, 1.0, 0.0], [0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]),
+        (np.array([1.0]), [1.0] * 8),
+    ],
+)
+def test_schedules(tmp_path, schedule, expected):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=schedule))
+    learn.fit(4)
+    assert learn.crl.alphas == pytest.approx([0.5 * e for e in expected], abs=1e-6)
+    assert learn.recorder.hps["crl_alpha"] == learn.crl.alphas
+
+
+def test_plots(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    with pytest.raises(ValueError, match="fit first"):
+        learn.crl.plot_counts()
+    learn.fit_one_cycle(2)
+    assert set(learn.recorder.hps) == {"lr", "mom", "crl_alpha"}
+    learn.recorder.plot_sched()
+    lines = learn.crl.plot_counts(top=3).get_lines()
+    frame = learn.crl.counts_frame()
+    assert len(lines) == 3 and list(lines[0].get_ydata()) == frame[frame.sum().idxmax()].tolist()
+
+
+def test_fine_tune_has_two_fits(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    learn.fine_tune(2, freeze_epochs=1)
+    assert learn.crl.counts_frame().index.tolist() == [(0, 0), (1, 0), (1, 1)]
+    assert learn.crl.alphas == pytest.approx([0.5 * ramp(i / 4) for i in range(4)])
+
+
+def test_lr_find_leaves_no_trace(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5), metrics=MacroF1())
+    learn.fit(1)
+    names = ("alphas", "history", "n_fits", "totals")
+    before = pickle.dumps([getattr(learn.crl, name) for name in names])
+    learn.lr_find(num_it=10, show_plot=False)
+    assert pickle.dumps([getattr(learn.crl, name) for name in names]) == before
+    assert [m.name for m in learn.metrics] == ["macro_f1"]
+    learn.fit(1)
+    assert learn.crl.counts_frame().index.tolist() == [(0, 0), (1, 0)]
+
+
+def test_validate_and_predictions_mean_what_they_meant(tmp_path):
+    torch.manual_seed(1)
+    plain = make_learner(tmp_path, metrics=MacroF1())
+    learn = Learner(
+        plain.dls, plain.model, plain.loss_func, metrics=MacroF1(), cbs=CRLCallback(level="instance"), path=tmp_path
+    )
+    assert learn.validate() == plain.validate()
+    for ours, theirs in zip(learn.get_preds(with_loss=True), plain.get_preds(with_loss=True), strict=True):
+        assert torch.equal(ours, theirs)
+    learn.fit(1)
+    assert len(learn.validate()) == 2
+    assert learn.final_record == learn.validate()
+
+
+class Stop(Callback):
+    order = 6
+
+    def __init__(self, at, error):
+        self.at, self.error = at, error
+
+    def after_loss(self):
+        if self.learn.training and self.learn.train_iter == self.at:
+            raise self.error
+
+
+@pytest.mark.parametrize("level", ["class", "instance"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException, RuntimeError("no")])
+def test_interruption_leaves_the_learner_as_it_was(tmp_path, error, level):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, level=level), metrics=MacroF1())
+    names, loss = [cb.name for cb in learn.cbs], learn.loss_func
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+        learn.fit(2, cbs=Stop(3, error))
+    assert [cb.name for cb in learn.cbs] == names and learn.loss_func is loss
+    assert [m.name for m in learn.metrics] == ["macro_f1"]
+    assert len(learn.validate()) == 2
+    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+    learn.fit(1)
+    assert learn.crl.counts_frame().index.tolist() == [(0, 0), (1, 0)]
+
+
+def test_an_error_of_ours_leaves_nothing_behind(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full, level="instance"))
+    learn.dls.train.dataset.tensors[0][5] = torch.nan
+    with pytest.raises(ValueError, match="logits must be finite"):
+        learn.fit(1)
+    assert "metrics" not in vars(learn.recorder)
+    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_remove_and_add_again(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full))
+    crl = learn.crl
+    with learn.removed_cbs([crl]):
+        learn.fit(1)
+        assert "crl_alpha" not in learn.recorder.metric_names
+    learn.fit(1)
+    assert len(crl.history) == 1
+    learn.remove_cb(CRLCallback)
+    assert not hasattr(learn, "crl")
+    learn.fit(1)
+    assert "crl_alpha" not in learn.recorder.metric_names and len(crl.history) == 1
+
+
+def test_save_load_and_resume(tmp_path):
+    "Stopped after two of four epochs, loaded into a new learner and resumed, alpha goes on where it was."
+    cb = CRLCallback(alpha=0.5, schedule=SchedCos(0, 1))
+    torch.manual_seed(1)
+    whole = make_learner(tmp_path, cb, opt_func=SGD)
+    start = pickle.dumps(whole.model)
+    whole.fit_one_cycle(4)
+
+    class Half(Callback):
+        def before_epoch(self):
+            if self.learn.epoch == 2:
+                raise CancelFitException
+
+    first = Learner(
+        whole.dls, pickle.loads(start), whole.loss_func, SGD, path=tmp_path, cbs=pickle.loads(pickle.dumps(cb))
+    )
+    first.fit_one_cycle(4, cbs=Half())
+    first.save("half", with_opt=True)
+    second = Learner(whole.dls, make_model(), whole.loss_func, SGD, path=tmp_path, cbs=pickle.loads(pickle.dumps(cb)))
+    second.load("half", with_opt=True)
+    second.fit_one_cycle(4, start_epoch=2)
+    assert second.crl.alphas == pytest.approx(whole.crl.alphas[4:])
+    for a, b in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_export_and_load_in_a_fresh_process(tmp_path, hpa, hpa_dls):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(hpa_dls.vocab)))
+    learn = Learner(hpa_dls, model, path=tmp_path, cbs=CRLCallback(alpha=0.5, level="instance"))
+    learn.fit(1)
+    learn.export("learner.pkl")
+    item = hpa / "train" / hpa_dls.valid_ds.items.iloc[0].Id
+    code = (
+        "import sys; from fastai.learner import load_learner; learn = load_learner(sys.argv[1]);"
+        "print(*learn.predict(sys.argv[2])[2].tolist()); print(len(learn.crl.history))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, tmp_path / "learner.pkl", item], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    probabilities, epochs = run.stdout.strip().splitlines()[-2:]
+    expected = learn.predict(item)[2].tolist()
+    assert list(map(float, probabilities.split())) == pytest.approx(expected, abs=1e-6) and epochs.split()[-1] == "1"
+
+
+def test_loggers_and_trackers(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    learn.fit(
+        3,
+        cbs=[
+            CSVLogger(),
+            SaveModelCallback(monitor="crl_triplets", comp=np.greater, fname="best"),
+            EarlyStoppingCallback(monitor="crl_loss", patience=10),
+        ],
+    )
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert list(table.columns) == list(learn.recorder.metric_names)
+    assert table.crl_triplets.tolist() == learn.crl.counts_frame().sum(axis=1).tolist()
+    assert (tmp_path / "models" / "best.pth").exists()
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    learn.fit(2, cbs=TensorBoardCallback(log_dir=tmp_path / "tb", trace_model=False, log_preds=False))
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    logged = [e.value for e in events.Scalars("crl_triplets")]
+    assert logged == learn.crl.counts_frame().sum(axis=1).tolist()
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    from fastai.callback.wandb import WandbCallback
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # fastai 2.8.12 fails to list any learner's arguments with fastcore 2.2.39; what it logs of them is not ours.
+    monkeypatch.setattr(Learner, "gather_args", lambda self: {})
+    with wandb.init(mode="offline", dir=tmp_path) as run:
+        learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+        learn.fit(1, cbs=WandbCallback(log_preds=False, log_model=False))
+        assert run.summary["crl_triplets"] == int(learn.crl.counts_frame().sum(axis=1).iloc[0])
+
+
+@pytest.mark.parametrize("mix", [MixUp, CutMix])
+@pytest.mark.parametrize("single_label", [False, True])
+def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label, monkeypatch):
+    "Only a label that both blended images carry, or that neither does, counts."
+    seen, forward = [], CRL.forward
+    monkeypatch.setattr(CRL, "forward", lambda self, z, y, f=None: (seen.append(y), forward(self, z, y, f))[1])
+
+    class Images(Callback):  # CutMix wants (n, channels, height, width)
+        order = -5
+
+        def before_batch(self):
+            self.learn.xb = (self.learn.xb[0].reshape(-1, 2, 2, 2),)
+
+    model = nn.Sequential(nn.Flatten(), *make_model())
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, schedule=full), Images()], single_label, model=model)
+    torch.manual_seed(3)
+    learn.fit(1, cbs=mix(1.0))
+    assert seen and all(y.ndim == 2 and ((y > 0) & (y < 1)).any() for y in seen)
+    total = torch.cat([y.sum(1) for y in seen])
+    if single_label:
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_single_label_learner(tmp_path):
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.3, schedule=full, k=3), Spy()], single_label=True)
+    x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
+    z = learn.model(x)
+    expected = 0.3 * CRL(k=3)(z, y) + 0.7 * nn.functional.cross_entropy(z, y)
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gradient_accumulation_scales_the_term_too(tmp_path):
+    grads = []
+    for accumulate in (False, True):
+        torch.manual_seed(1)
+        learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, schedule=full), Spy()], bs=32, opt_func=SGD)
+        model = pickle.loads(pickle.dumps(learn.model))
+        learn.fit(1, lr=0.0, cbs=GradientAccumulation(64) if accumulate else None)
+        grads.append(learn.spy.grads)
+    # Spy's order puts it before the accumulation's own check: the second batch's gradient is the sum of both halves.
+    x, y = learn.dls.train.dataset.tensors
+    total = 0
+    for part in (slice(0, 32), slice(32, 64)):
+        z = model(x[part])
+        base = nn.functional.binary_cross_entropy_with_logits(z, y[part])
+        total = total + 0.5 * (0.5 * CRL()(z, y[part]) + 0.5 * base)
+    total.backward()
+    for ours, theirs in zip(grads[1][-1], model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+
+
+def test_other_callbacks(tmp_path):
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, schedule=full), GradientClip(0.1), ChannelsLast()])
+    learn.fit(1)
+    assert learn.crl.counts_frame().to_numpy().sum() > 0
+
+
+def test_low_precision_logits(tmp_path):
+    "A model in bfloat16 autocast: the term is computed in float32 all the same."
+
+    class Autocast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = make_model()
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.model(x)
+
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, schedule=full), Spy()], model=Autocast())
+    x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
+    z = learn.model(x)
+    assert z.dtype == torch.bfloat16
+    expected = 0.5 * CRL()(z.float(), y) + 0.5 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_fp16_callback_without_gpu(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full)).to_fp16()
+    learn.fit(1)
+    assert learn.crl.counts_frame().to_numpy().sum() > 0
+
+
+def test_instance_level_finds_the_embedding(tmp_path):
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.4, schedule=full, level="instance"), Spy()])
+    x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
+    f = learn.model[:2](x)
+    z = learn.model[2](f)
+    expected = 0.4 * CRL(level="instance")(z, y, f) + 0.6 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    reference = torch.autograd.grad(expected, list(learn.model.parameters()))
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(learn.spy.grads[0], reference, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_instance_level_with_a_module_of_ones_own(tmp_path):
+    model = nn.Sequential(nn.Conv2d(2, C, 2), nn.Flatten())
+
+    class Images(Callback):
+        def before_batch(self):
+            self.learn.xb = (self.learn.xb[0].reshape(-1, 2, 2, 2),)
+
+    cb = CRLCallback(alpha=0.4, schedule=full, level="instance", embedding=model[0])
+    learn = make_learner(tmp_path, [cb, Images()], model=model)
+    learn.fit(1)
+    assert learn.crl.counts_frame().to_numpy().sum() > 0
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.4, level="instance"), Images()], model=model)
+    with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear.*embedding=module"):
+        learn.fit(1)
+    unused = CRLCallback(alpha=0.4, schedule=full, level="instance", embedding=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="No embedding came by"):
+        make_learner(tmp_path, unused).fit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["class", "instance"])
+def test_compiled_model(tmp_path, level):
+    torch.compiler.reset()  # the other level's graph, of an equal model, would serve again, without the hook
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.4, schedule=full, level=level), Spy()])
+    eager = pickle.loads(pickle.dumps(learn.model))
+    learn.model = torch.compile(learn.model, backend="aot_eager")
+    x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
+    f = eager[:2](x)
+    z = eager[2](f)
+    expected = 0.4 * CRL(level=level)(z, y, f) + 0.6 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    learn.validate()
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+    learn.fit(1)
+    assert learn.crl.counts_frame().shape[0] == 2
+
+
+def test_several_learners_on_one_dls(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    other = Learner(learn.dls, make_model(), learn.loss_func, path=tmp_path, cbs=CRLCallback(alpha=0.2))
+    learn.fit(1)
+    other.fit(2)
+    assert len(learn.crl.history) == 1 and len(other.crl.history) == 2
+
+
+def test_crl_loss_and_callback_together_are_refused(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback())
+    learn.loss_func = CRLLoss()
+    with pytest.raises(ValueError, match="loss_func is a CRLLoss"):
+        learn.fit(1)
+
+
+def test_crl_loss_as_a_learners_loss(tmp_path):
+    learn = make_learner(tmp_path)
+    learn.loss_func = CRLLoss(alpha=0.5)
+    learn.fit(1)
+    probabilities, _, losses = learn.get_preds(with_loss=True)
+    torch.testing.assert_close(probabilities, learn.model(learn.dls.valid.dataset.tensors[0]).sigmoid())
+    assert losses.shape[0] == N
+
+
+def test_models_that_give_no_logits(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = make_model()
+
+        def forward(self, x):
+            return self.model(x)[None]
+
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full), model=Two())
+    learn.loss_func = lambda z, y: nn.functional.binary_cross_entropy_with_logits(z[0], y)
+    with pytest.raises(ValueError, match=r"output is \(1, 32, 6\).*logits, \(n, C\)"):
+        learn.fit(1)
