@@ -1,0 +1,160 @@
+"""`crl_learner`: the literal line, the stem, and what it infers."""
+
+import pytest
+import torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import IndexSplitter
+from fastai.learner import load_learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.vision.models.xresnet import xresnet18
+from torch import nn
+from torchvision.models import resnet18
+
+from fastai_crl import learner as learner_module
+from fastai_crl.callback import CRLCallback
+from fastai_crl.data import HPADataLoaders, MultiChannelBlock
+from fastai_crl.learner import CRLLearner, crl_learner
+from fastai_crl.losses import CRLLoss
+
+
+@pytest.fixture
+def single_label_dls(hpa):
+    ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
+    block = DataBlock(
+        (MultiChannelBlock(size=32), CategoryBlock),
+        get_items=lambda _: [hpa / "train" / i for i in ids],
+        get_y=lambda p: "abc"[len(p.name + p.name[-1]) % 2 + (p.name[-1] == "7")],
+        splitter=IndexSplitter(list(range(20))),
+    )
+    return block.dataloaders(hpa, bs=16, num_workers=0)
+
+
+@pytest.mark.slow
+def test_the_literal_line(hpa_dls):
+    learn = crl_learner(hpa_dls)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    learn.default_epochs = 1
+    learn.fit_one_cycle()
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters(), strict=True))
+    assert len(learn.recorder.values) == 1
+
+
+def test_fit_one_cycle_without_argument(hpa_dls, tmp_path):
+    learn = crl_learner(hpa_dls, xresnet18, n_epoch=2, alpha=0.4, path=tmp_path)
+    learn.fit_one_cycle()
+    assert len(learn.recorder.values) == 2 and max(learn.crl.alphas) == pytest.approx(0.4)
+    learn.fit_one_cycle(1, 1e-3)
+    assert len(learn.recorder.values) == 1
+    assert learn.recorder.metric_names[3:5] == ["macro_f1", "mean_ap"]
+    learn.export("x.pkl")
+    again = load_learner(tmp_path / "x.pkl")
+    assert isinstance(again, CRLLearner) and again.default_epochs == 2
+    item = hpa_dls.valid_ds.items.iloc[0]
+    torch.testing.assert_close(again.predict(item)[2], learn.predict(item)[2])
+
+
+def test_multi_label_defaults(hpa_dls):
+    learn = crl_learner(hpa_dls, resnet18, k=7, level="instance", schedule=[1.0])
+    assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
+    assert learn.crl.term.k == 7 and learn.crl.term.level == "instance" and learn.crl.schedule == [1.0]
+    assert learner_module._stem(learn.model).in_channels == 4
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+
+def test_single_label_defaults(single_label_dls):
+    learn = crl_learner(single_label_dls, xresnet18)
+    assert isinstance(learn.loss_func, CrossEntropyLossFlat)
+    learn.fit_one_cycle(1)
+    assert learn.recorder.metric_names[3:6] == ["accuracy", "balanced_accuracy_score", "f1_score"]
+
+
+def test_three_channels(hpa):
+    dls = HPADataLoaders.from_csv(
+        hpa, size=32, bs=16, num_workers=0, channels=("red", "green", "blue"), stats="imagenet"
+    )
+    assert learner_module._stem(crl_learner(dls, xresnet18).model).in_channels == 3
+
+
+def test_a_crl_loss_is_taken_apart(hpa_dls):
+    base = nn.BCEWithLogitsLoss()
+    learn = crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(base, alpha=0.3, k=9, margin=0.2))
+    assert learn.loss_func is base and learn.crl.alpha == 0.3
+    assert (learn.crl.term.k, learn.crl.term.margin) == (9, 0.2)
+
+
+class Pretrained:
+    "resnet18 whose weights count as pretrained, without a download."
+
+    def __call__(self, weights=None):
+        torch.manual_seed(3)
+        return resnet18()
+
+
+def test_pretrained_stem_sees_every_channel(hpa_dls, monkeypatch):
+    from fastai.vision.learner import model_meta
+
+    arch = Pretrained()
+    monkeypatch.setitem(model_meta, arch, model_meta[resnet18])
+    rgb = arch().conv1.weight.detach()
+    learn = crl_learner(hpa_dls, arch, pretrained=True)
+    stem = learner_module._stem(learn.model)
+    torch.testing.assert_close(stem.weight[:, :3], rgb * 3 / 4)
+    torch.testing.assert_close(stem.weight[:, 3], rgb.mean(1) * 3 / 4)
+    flat = torch.ones(1, 4, 32, 32)  # the same grey in all channels gives what it gave in three
+    torch.testing.assert_close(stem(flat), nn.functional.conv2d(flat[:, :3], rgb, stride=2, padding=3))
+    frozen = [p.requires_grad for p in learn.model[0][1:].parameters() if p.ndim > 1]
+    assert stem.weight.requires_grad and not any(frozen)
+    before = stem.weight.detach().clone()
+    learn.fit_one_cycle(1)
+    assert all((stem.weight[:, c] != before[:, c]).any() for c in range(4))
+    learn.unfreeze()
+    assert all(p.requires_grad for p in learn.model.parameters())
+    n_params = sum(p.numel() for p in learn.model.parameters())
+    assert sum(p.numel() for group in learn.opt.param_lists for p in group) == n_params
+
+
+def test_timm_model(hpa_dls):
+    pytest.importorskip("timm", reason="timm is not installed")
+    learn = crl_learner(hpa_dls, "resnet10t", level="instance", scope="attribute", schedule=[1.0], alpha=0.3)
+    learn.fit_one_cycle(1)
+    assert learn.crl.counts_frame().to_numpy().sum() > 0
+
+
+def test_user_callbacks_and_metrics(hpa_dls):
+    from fastai.callback.training import GradientClip
+
+    learn = crl_learner(hpa_dls, xresnet18, cbs=GradientClip(), metrics=[])
+    assert {type(cb) for cb in learn.cbs} >= {GradientClip, CRLCallback} and not learn.metrics
+
+
+def test_show_results_interpretation_and_tta(hpa_dls):
+    from fastai.interpret import Interpretation
+
+    learn = crl_learner(hpa_dls, xresnet18)
+    learn.fit_one_cycle(1)
+    learn.show_results(max_n=2)
+    Interpretation.from_learner(learn).plot_top_losses(2)
+    probabilities, targets = learn.tta(n=1)
+    assert probabilities.shape == targets.shape == (len(hpa_dls.valid_ds), len(hpa_dls.vocab))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_mixed_precision_needs_a_gpu(hpa_dls):
+    with pytest.raises(ValueError, match="mixed_precision=True needs a CUDA device"):
+        crl_learner(hpa_dls, mixed_precision=True)
+
+
+@pytest.mark.gpu
+def test_mixed_precision(hpa_dls):
+    learn = crl_learner(hpa_dls, resnet18, mixed_precision=True)
+    learn.fit_one_cycle(1)
+    assert learn.crl.counts_frame().to_numpy().sum() > 0
+
+
+def test_data_that_are_no_images():
+    from fastai.data.core import DataLoaders
+
+    data = torch.utils.data.TensorDataset(torch.randn(8, 3), torch.zeros(8, 2))
+    dls = DataLoaders.from_dsets(data, data, bs=4, num_workers=0, device="cpu")
+    with pytest.raises(ValueError, match=r"\(4, 3\), \(4, 2\).*Learner\(dls, model, cbs=CRLCallback"):
+        crl_learner(dls)
