@@ -1,8 +1,9 @@
 """The three comparisons of the CRL paper (arXiv:1804.10851, section 3.3): relative, absolute, distribution.
 
 Each takes the distances of every anchor to its hard positives, (A, P), and to its hard negatives, (A, N) with the
-nearest first, together with the masks of `Mined`. It returns sums over the pairs, which add up over parts of a batch,
-and a second function makes the loss of the sums.
+nearest first, together with what tells a real pair from padding: a bool mask, or a "bar" of 0 for the real and of a
+number beyond any distance for padding. It returns sums over the pairs, which add up over parts of a batch, and a second
+function makes the loss of the sums.
 """
 
 from __future__ import annotations
@@ -17,27 +18,56 @@ __all__ = [
     "distribution_sums",
     "relative_loss",
     "relative_sums",
+    "relative_weights",
 ]
 
 
-def relative_sums(to_pos: Tensor, pos: Tensor, to_neg: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Sum of max(0, m + d(a,+) - d(a,-)) over all P·N triplets of each anchor, and their number, in O(P·log N).
+def relative_sums(to_pos: Tensor, near_bar: Tensor, to_neg: Tensor, far_bar: Tensor, margin: float) -> Tensor:
+    """Sum of max(0, m + d(a,+) - d(a,-)) over all P·N triplets of each anchor, in O(P·log N) (eqs. 9 and 11).
 
     With the negatives sorted, the hinge of positive i is active for those nearer than m + d(a,+i), which are a prefix.
     The sum is then linear in the distances, each weighted by the number of active hinges it takes part in.
     """
     with torch.no_grad():
-        nearest = to_neg.masked_fill(~neg, torch.inf)
-        active = torch.searchsorted(nearest, margin + to_pos).masked_fill(~pos, 0)
+        active = torch.searchsorted(to_neg - far_bar, to_pos + near_bar + margin)
         by_active = to_pos.new_zeros(to_neg.shape[0], to_neg.shape[1] + 1)
         by_active.scatter_add_(1, active, torch.ones_like(to_pos))
         times = to_pos.shape[1] - by_active.cumsum(1)[:, :-1]  # for negative j: how many positives have active > j
-    return (active * (margin + to_pos)).sum() - (times * to_neg).sum(), (pos.sum(1) * neg.sum(1)).sum()
+    return (active * (margin + to_pos)).sum() - (times * to_neg).sum()
+
+
+@torch.no_grad()
+def relative_weights(
+    own: Tensor, near: Tensor, near_bar: Tensor, far: Tensor, far_bar: Tensor, row: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    """The same sum at class level, over max(0, m + |p_a - p_+| - p_a + p_-), as weights of the scores themselves.
+
+    While the active hinges stay the same it is linear in the scores: Σ weight·p + m·(number of active hinges). So no
+    pair needs a gradient. Takes the scores (A,) of the anchors, (M, P) and (M, N) of the hard samples of each row, and
+    the row of each anchor.
+
+    Returns the weights, flat, in the order of `own`, `near` and `far`, and the number of active hinges.
+    """
+    gap = own[:, None] - near.index_select(0, row)
+    to_neg = own[:, None] - (far + far_bar).index_select(0, row)
+    active = torch.searchsorted(to_neg, gap.abs().add_(margin).add_(near_bar))
+    width = far.shape[1] + 1
+    by_active = own.new_zeros(far.shape[0] * width)
+    by_active.scatter_add_(0, (active + row[:, None] * width).flatten(), torch.ones_like(gap).flatten())
+    up_to = by_active.view(-1, width).cumsum(1)
+    active = active.to(own.dtype)
+    pull = active * gap.sign()
+    weights = (
+        (pull - active).sum(1),
+        torch.zeros_like(near).index_add_(0, row, pull, alpha=-1).flatten(),
+        (up_to[:, -1:] - up_to[:, :-1]).flatten(),  # of negative j: how many pairs of its row have active > j
+    )
+    return torch.cat(weights), active.sum()
 
 
 def relative_loss(total: Tensor, triplets: Tensor) -> Tensor:
     "Triplet ranking: the mean hinge over all triplets (eq. 9)."
-    return total / triplets.clamp_min(1)
+    return total / triplets.sum().clamp_min(1)
 
 
 def absolute_sums(to_pos: Tensor, pos: Tensor, to_neg: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, ...]:

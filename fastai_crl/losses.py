@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import criteria
 from ._checks import check_arguments, check_batch, choice, plain
-from .mining import Level, Scope, pairwise_distance, select, split_targets
+from .mining import Hard, Level, Rows, Scope, membership, pairwise_distance, split_targets
 
 __all__ = ["CRL", "CRLLoss", "Criterion", "ScoreSpace", "imbalance"]
 
@@ -144,7 +145,10 @@ class CRL(nn.Module):
         if not single_label:
             return logits
         log_p = logits.log_softmax(1)
-        return log_p - torch.log1p(-log_p.exp().clamp_max(1 - torch.finfo(logits.dtype).eps))
+        # log(1 - p): of the likeliest label, whose p may round to 1, it is the sum of the other labels' p.
+        likeliest = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, log_p.argmax(1, keepdim=True), True)
+        others = log_p.masked_fill(likeliest, -1e9)
+        return log_p - torch.where(likeliest, others.logsumexp(1, keepdim=True), torch.log1p(-others.exp()))
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         if self.level == "class":
@@ -161,17 +165,22 @@ class CRL(nn.Module):
                 return logits.sum()
             scores = self.scores(logits, targets.ndim == 1)
             distance = None if features is None else pairwise_distance(features)
-            tensors = (scores, *split_targets(targets, logits.shape[1]))
-            shared = (distance, self._span(scores, distance))
+            y = membership(targets.detach(), logits.shape[1], logits.dtype)
+            shared = (distance, self._span(scores, distance), self.default_margin(logits.shape[1]))
             width = logits.shape[1] if self.scope == "joint" else self._slice_width(*logits.shape)
             if width >= logits.shape[1]:
-                parts = [self._part(*tensors, *shared)]
+                self.counts, *sums = self._part(scores, y, *shared)
             else:
-                slices = zip(*(t.split(width, 1) for t in tensors), strict=True)
-                parts = [checkpoint(self._part, *part, *shared, use_reentrant=False) for part in slices]
-            counts, *sums = zip(*parts, strict=True)
-            self.counts = torch.cat(counts)
-            return getattr(criteria, f"{self.criterion}_loss")(*map(sum, sums))
+                slices = zip(scores.split(width, 1), y.split(width, 1), strict=True)
+                part = self._part
+                if self.level == "instance" or self.criterion != "relative":  # whose graph holds every pair
+                    part = partial(checkpoint, part, use_reentrant=False)
+                parts = (part(*tensors, *shared) for tensors in slices)
+                counts, *sums = zip(*parts, strict=True)
+                self.counts, sums = torch.cat(counts), map(sum, sums)
+            if self.criterion == "relative":
+                return criteria.relative_loss(*sums, self.counts)
+            return getattr(criteria, f"{self.criterion}_loss")(*sums)
 
     def _slice_width(self, n: int, n_classes: int) -> int:
         "Labels that attribute scope mines at a time."
@@ -179,42 +188,52 @@ class CRL(nn.Module):
         return max(1, min(n_classes, _SLICE // (max(1, n // 2) * per_anchor)))
 
     def _span(self, scores: Tensor, distance: Tensor | None) -> Tensor | float:
-        "The largest distance there can be: the range of the distribution criterion's histograms."
+        """The largest distance there can be: the range of the distribution criterion's histograms.
+
+        At least 0.01: equal scores span nothing, and the gradient is as steep as the range is small.
+        """
         if distance is None and self.score_space == "probability":
             return 1.0
         largest = scores.detach().max() - scores.detach().min() if distance is None else distance.detach().max()
-        return largest.clamp_min(torch.finfo(largest.dtype).eps)
+        return largest.clamp_min(0.01)
 
     def _part(
-        self, scores: Tensor, positive: Tensor, negative: Tensor, distance: Tensor | None, span: Tensor | float
+        self, scores: Tensor, y: Tensor, distance: Tensor | None, span: Tensor | float, margin: float
     ) -> tuple[Tensor, ...]:
         "Triplets per label and the criterion's sums for a slice of the labels."
-        n_classes = scores.shape[1]
         with torch.no_grad():
-            compared = None if distance is None else distance.detach()
-            mined = select(scores.detach(), positive, negative, self.k, self.rho, self.scope, compared)
-        sample = torch.cat([mined.anchor[:, None], mined.positive, mined.negative], 1)
-        p = mined.positive.shape[1]
+            rows = Rows.select(y, self.rho, self.scope)
+            counts = rows.triplets(self.k, y.shape[1])
         if distance is None:
-            # One gather for all pairs: one scatter on the way back.
-            own, pos, neg = _take(scores, sample, mined.label[:, None]).tensor_split((1, p + 1), 1)
-            to_pos, to_neg = (own - pos).abs(), own - neg
-            if mined.flipped is not None:
-                to_neg = torch.where(mined.flipped[:, None], -to_neg, to_neg)
+            scores = rows.scores(scores)
+            with torch.no_grad():
+                hard = Hard.by_score(rows, scores.detach(), self.k)
+            taken, (own, near, far) = _take(scores, hard.anchor, hard.near, hard.far)
+            if self.criterion == "relative":
+                weights, active = criteria.relative_weights(
+                    own, near, hard.near_bar, far, hard.far_bar, hard.row, margin
+                )
+                return counts, taken.dot(weights) + margin * active
+            to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
         else:
-            to_pos, to_neg = _take(distance, mined.anchor[:, None], sample[:, 1:]).tensor_split((p,), 1)
-        pairs = (to_pos, mined.positive_mask, to_neg, mined.negative_mask)
+            with torch.no_grad():
+                hard = Hard.by_distance(rows, distance.detach(), self.k)
+            _, (to_pos, to_neg) = _take(distance, hard.near, hard.far)
+            if self.criterion == "relative":
+                return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin)
+        pos = hard.near_bar == 0
+        pairs = (to_pos, pos, to_neg, (hard.each(hard.far_bar) == 0) & pos.any(1, keepdim=True))
         if self.criterion == "distribution":
-            return mined.counts(), *criteria.distribution_sums(
-                *pairs, 0.0 if distance is not None else -span, span, self.bins
-            )
-        return mined.counts(), *getattr(criteria, f"{self.criterion}_sums")(*pairs, self.default_margin(n_classes))
+            low = 0.0 if distance is not None else -span
+            return counts, *criteria.distribution_sums(*pairs, low, span, self.bins)
+        return counts, *getattr(criteria, f"{self.criterion}_sums")(*pairs, margin)
 
 
-def _take(matrix: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    "matrix[row, column], with a gradient that is a scatter rather than an accumulating index_put."
-    index = row * matrix.shape[1] + column
-    return matrix.flatten().gather(0, index.flatten()).view(index.shape)
+def _take(matrix: Tensor, *places: Tensor) -> tuple[Tensor, list[Tensor]]:
+    "Entries of a matrix at places in it, flattened, all in one gather: its gradient is one scatter."
+    taken = matrix.flatten().gather(0, torch.cat([p.flatten() for p in places]))
+    parts = taken.split_with_sizes([p.numel() for p in places])
+    return taken, [t.view(p.shape) for t, p in zip(parts, places, strict=True)]
 
 
 class CRLLoss(nn.Module):

@@ -149,7 +149,7 @@ def test_padding_is_bounded():
     "Shapes follow from the arguments alone, and joint scope never pads beyond ρ·n anchors."
     for targets in (torch.zeros(64, 28), torch.rand(64, 28) < 0.05, torch.ones(64, 28)):
         mined = mine(torch.rand(64, 28), targets)
-        assert mined.anchor.shape == (32,) and mined.positive.shape == (32, 25) and mined.negative.shape == (32, 25)
+        assert mined.anchor.shape == (32,) and mined.positive.shape == (32, 26) and mined.negative.shape == (32, 25)
 
 
 def test_empty_batch():
