@@ -1,5 +1,6 @@
 """Multi-channel images with labels in fastai's data block API, and the Human Protein Atlas (HPA) in one call."""
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,10 +38,14 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fasttransform import Transform
 from PIL import Image
+from sklearn.preprocessing import MultiLabelBinarizer
 
+from fastai_crl._checks import choice
 from fastai_crl.files import PATTERN, check_folder, image_ids, offenders
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
 from fastai_crl.image import OpenMultiChannel, TensorMultiChannel, open_channels
+from fastai_crl.sampled import with_sampler
+from fastai_crl.samplers import SAMPLERS
 from fastai_crl.table import make_names, make_vocab, read_csv, split_labels, valid_rows
 
 __all__ = ["HPADataLoaders", "MultiChannelBlock", "TensorMultiChannel", "check_folder", "image_ids"]
@@ -232,6 +237,7 @@ class HPADataLoaders(DataLoaders):
         check: bool = True,
         label_names: str | Mapping[Any, str] | Sequence[str] | None = None,
         pattern: str = PATTERN,
+        sampler: str | None = None,
         **kwargs: Any,
     ) -> "HPADataLoaders":
         """Return training and validation loaders for path/csv_fname and the image files path/folder/{id}_{channel}.png.
@@ -261,11 +267,16 @@ class HPADataLoaders(DataLoaders):
         check: check the files before training (see `check_folder`).
         label_names: what pictures show instead of the labels: "hpa", a mapping from label to name, or a list in the
             order of the vocab.
+        sampler: how training batches are drawn, with `seed`: None (shuffled), "class_aware" (as many labels as fit
+            have two positives in each batch) or "repeat_factor" (images of rare labels come more often). An epoch is
+            then longer. See `fastai_crl.samplers`; for its options, and any sampler, use `with_sampler`.
 
         Raises FileNotFoundError for a missing csv, folder or image file; ValueError for an unreadable or empty csv, a
         missing column, empty or duplicate ids, a label outside `vocab`, an impossible split, statistics that do not
         fit the channels, transforms that fail on such images, and all that `check_folder` finds.
         """
+        if sampler is not None:
+            choice("sampler", sampler, tuple(SAMPLERS))
         path = Path(path)
         images = path / folder
         channels = (channels,) if isinstance(channels, str) else tuple(channels)
@@ -295,7 +306,11 @@ class HPADataLoaders(DataLoaders):
             batch_tfms=aug,
         )
         dls = cls.from_dblock(dblock, df, path=path, bs=bs, **kwargs)
-        return cls(*dls.loaders, path=path, device=dls.device)
+        dls = cls(*dls.loaders, path=path, device=dls.device)
+        if sampler is None:
+            return dls
+        targets = MultiLabelBinarizer(classes=vocab).fit_transform(labels.iloc[list(train)])
+        return with_sampler(dls, sampler, targets, seed=random.randrange(2**32) if seed is None else seed)
 
 
 def _target_block(vocab: list[str], names: dict[str, str], multi: bool) -> TransformBlock:
