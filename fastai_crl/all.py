@@ -8,6 +8,8 @@ from .learner import CRLLearner, crl_learner
 from .losses import CRL, CRLLoss, imbalance
 from .metrics import MacroF1, MeanAP, label_report
 from .mining import Mined, mine, minority_classes
+from .sampled import SampledDL, with_sampler
+from .samplers import ClassAwareSampler, RepeatFactorSampler
 from .synth import make_hpa
 
 __all__ = [
@@ -20,11 +22,14 @@ __all__ = [
     "CRLCallback",
     "CRLLearner",
     "CRLLoss",
+    "ClassAwareSampler",
     "HPADataLoaders",
     "MacroF1",
     "MeanAP",
     "Mined",
     "MultiChannelBlock",
+    "RepeatFactorSampler",
+    "SampledDL",
     "TensorMultiChannel",
     "check_folder",
     "crl_learner",
@@ -34,5 +39,6 @@ __all__ = [
     "make_hpa",
     "mine",
     "minority_classes",
+    "with_sampler",
     "write_submission",
 ]

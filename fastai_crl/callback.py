@@ -16,10 +16,10 @@ from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
 from ._checks import plain
+from ._rows import split_targets
 from .distributed import gather_rows, n_processes, scale_gradient
 from .labels import label_counts, label_names
 from .losses import CRL, CRLLoss, check_alpha, imbalance, rectify
-from .mining import split_targets
 
 __all__ = ["CRLCallback", "Schedule", "ramp"]
 
@@ -67,7 +67,8 @@ class CRLCallback(Callback):
             those of one process with the whole batch. False: each process mines its own.
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
-        **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins.
+        **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
+            frequency. A memory is empty at the start of each fit and emptied at its end.
 
     Attributes:
         term: the `CRL` module.
@@ -93,18 +94,13 @@ class CRLCallback(Callback):
         self.term = CRL(**crl)
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
         self.n_fits, self.alphas, self.started, self.before = 0, [], False, None
-        self.omega = self.seen = self.totals = self.hook = None
+        self.omega = self.counted = self.seen = self.totals = self.hook = None
         self.caught = _Caught()
 
     def __getstate__(self) -> dict:
-        passing = {
-            "hook": None,
-            "features": None,
-            "totals": None,
-            "before": None,
-            "alphas": list(map(float, self.alphas)),
-        }
-        return {**super().__getstate__(), **passing}
+        passing = dict.fromkeys(("hook", "totals", "before", "omega", "counted", "seen"))
+        alphas = list(map(float, self.alphas))
+        return {**super().__getstate__(), **passing, "caught": _Caught(), "alphas": alphas}
 
     def __call__(self, event_name: str) -> Any:
         try:
@@ -158,7 +154,7 @@ class CRLCallback(Callback):
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
         self.started, self.alphas, self.n_fits = True, [], self.n_fits + 1
-        self.omega = self.seen = None
+        self.seen = None
         scheduler = getattr(self.learn, "param_scheduler", None)
         if scheduler is not None:
             scheduler.hps["crl_alpha"] = self.alphas  # plot_sched shows it beside the learning rate
@@ -173,6 +169,7 @@ class CRLCallback(Callback):
         if self.hook is not None:
             self.hook.remove()
         self.hook = self.caught.features = None
+        self.term.reset()
         if self.before is not None:  # a search for the learning rate leaves no trace
             vars(self).update(self.before)
             self.before = None
@@ -233,10 +230,11 @@ class CRLCallback(Callback):
 
     def _auto(self, logits: Tensor, targets: Tensor) -> float | Tensor:
         "Ω of the training set's labels, or of those seen so far where the data set does not tell."
-        n_classes = logits.shape[1]
-        if self.omega is None and self.seen is None:
+        n_classes, data = logits.shape[1], getattr(self.learn.dls.train, "dataset", None)
+        if self.counted is not data or (self.omega is None and self.seen is None):
             counts = label_counts(self.learn.dls.train, n_classes)
             self.omega = None if counts is None or not counts.any() else imbalance(counts)
+            self.counted = data
         if self.omega is not None:
             return self.omega
         h = split_targets(plain(targets), n_classes)[0].sum(0)

@@ -68,8 +68,8 @@ def crl_learner(
         metrics: default macro F1 at 0.5 and mean average precision; for single-label accuracy, balanced accuracy and
             macro F1.
         cbs: more callbacks, beside `CRLCallback`.
-        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins), and of fastai's
-            `vision_learner`.
+        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
+            frequency), and of fastai's `vision_learner`.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastai_crl import losses
+from fastai_crl import losses, rectification
 from fastai_crl.losses import CRL
 
 from . import oracle
@@ -228,7 +228,7 @@ def test_slices_of_the_labels_equal_the_whole(monkeypatch, level, criterion):
     crl = CRL(4, scope="attribute", level=level, criterion=criterion)
     whole = run(crl, *inputs)
     for entries in (1, 800):
-        monkeypatch.setattr(losses, "_SLICE", entries)
+        monkeypatch.setattr(rectification, "_SLICE", entries)
         assert crl._slice_width(30, 9) < 9
         for part, expected in zip(run(crl, *inputs), whole, strict=True):
             torch.testing.assert_close(part, expected)

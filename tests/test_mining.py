@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastai_crl.mining import mine, minority_classes, pairwise_distance
+from fastai_crl._hard import pairwise_distance
+from fastai_crl.mining import mine, minority_classes
 
 from . import oracle
 

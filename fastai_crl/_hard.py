@@ -1,0 +1,154 @@
+"""Hard samples of the rows of a batch (arXiv:1804.10851, section 3.2), as places in matrices of static shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._rows import Rows
+
+__all__ = ["Hard", "pairwise_distance"]
+
+_BIG = 1e30  # beyond any score or distance
+
+
+def _lowest(values: Tensor, k: int) -> Tensor:
+    "Indices (R, k) of the k smallest of each row (R, n), smallest first, ties by lower index: `topk` leaves ties open."
+    if values.dtype == torch.float64:
+        return values.sort(dim=1, stable=True).indices[:, :k]
+    # One integer that orders as (value, index): the bits of a float32 order as integers once negatives are reversed.
+    bits = values.view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = torch.add(torch.arange(values.shape[1], device=values.device), bits, alpha=2**32)
+    return key.topk(k, dim=1, largest=False).indices
+
+
+def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    "(R, len(columns)): 0 for the first `sizes` of each row, -_BIG for the others."
+    return (columns >= sizes[:, None]).to(dtype) * -_BIG
+
+
+@dataclass
+class Hard:
+    """Hard samples in R lists: one per row at class level, where anchors of a label share them, else one per anchor.
+
+    All are places in a flattened matrix, padded with any valid one: (M, n) scores, or (n, n) distances.
+    """
+
+    anchor: Tensor  # (A,) place in the rows
+    row: Tensor  # (A,)
+    near: Tensor  # (R, P) hard positives, hardest first; at class level with the anchor among them
+    near_bar: Tensor  # (A, P) 0 for a pair of an anchor and a hard positive, below all distances otherwise
+    far: Tensor  # (R, N) hard negatives, hardest first
+    far_bar: Tensor  # (R, N) 0 for a hard negative, below all scores otherwise
+    shared: bool  # class level
+
+    def each(self, lists: Tensor) -> Tensor:
+        "(R, ...) -> (A, ...): the list of each anchor."
+        return lists.index_select(0, self.row) if self.shared else lists
+
+    @classmethod
+    def by_score(cls, rows: Rows, scores: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+        """Class level, from the rows' (M, n) scores (paper, eqs. 4 and 5).
+
+        Places of the (M, R) scores in `memory` follow those of the batch.
+        """
+        (m, n), device, dtype = scores.shape, scores.device, scores.dtype
+        slot, place, row = rows.anchors()
+        place = place.clamp_max(m * n - 1)
+        order = scores.take(place).argsort(stable=True)
+        place = place.take(order.take(row.take(order).argsort(stable=True)))  # by row, score, sample
+        # The k + 1 lowest of a row serve all its anchors: leave out the anchor itself, or the last if it is not there.
+        column = torch.arange(max(1, min(k, rows.most - 1)) + 1, device=device)
+        count = torch.constant_pad_nd(rows.count, (0, 1))
+        first = count.cumsum(0) - count
+        near = place.take((first[:m, None] + column).clamp_max(rows.total - 1))
+        itself = (slot - first.take(row)).clamp(0, len(column) - 1)
+        bar = _bar(count, column, dtype).index_select(0, row).scatter_(1, itself[:, None], -_BIG)
+        if memory is not None:
+            near, bar = cls._remember(
+                rows,
+                scores,
+                memory,
+                near,
+                _bar(rows.count, column, dtype),
+                place,
+                row,
+                k,
+            )
+        far = _lowest(torch.add(-scores, rows.closed, alpha=_BIG), min(k, n))
+        far = far + torch.arange(0, m * n, n, device=device)[:, None]
+        far_bar = _bar(rows.against, torch.arange(far.shape[1], device=device), dtype)
+        return cls(place, row.clamp_max(m - 1), near, bar, far, far_bar, True)
+
+    @staticmethod
+    def _remember(
+        rows: Rows,
+        scores: Tensor,
+        memory: Tensor,
+        near: Tensor,
+        bar: Tensor,
+        place: Tensor,
+        row: Tensor,
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        "The k + 1 lowest of each row among the batch's own (near, with its bar) and the memory, and the anchors' bars."
+        (m, r), size = memory.shape, scores.numel()
+        values = torch.cat([scores.take(near) - bar, memory + (~rows.remembered) * _BIG], 1)
+        places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
+        near = places.gather(1, _lowest(values, min(k + 1, values.shape[1])))
+        column = torch.arange(near.shape[1], device=near.device)
+        bar = torch.constant_pad_nd(_bar(rows.partners() + 1, column, scores.dtype), (0, 0, 0, 1), -_BIG)
+        bar = bar.index_select(0, row)
+        itself = near.index_select(0, row.clamp_max(m - 1)) == place[:, None]
+        last = torch.where(itself.any(1, keepdim=True), 0, (column == k).to(bar.dtype))
+        return near, bar - (itself + last) * _BIG
+
+    @classmethod
+    def by_distance(cls, rows: Rows, distance: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+        """Instance level, from (n, n) distances (paper, eqs. 6 and 7).
+
+        Places of the (A, R) distances in `memory`, of each anchor to its label's entries, follow those of the batch.
+        """
+        (m, n), dtype = rows.inside.shape, distance.dtype
+        _, place, row = rows.anchors()
+        count = torch.constant_pad_nd(rows.partners(), (0, 1)).take(row)
+        place, row = place.clamp_max(m * n - 1), row.clamp_max(m - 1)
+        sample = (place % n)[:, None]
+        distance = distance.index_select(0, sample[:, 0])
+        others = rows.inside.index_select(0, row).scatter_(1, sample, 0)
+        first = n * sample
+        near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
+        if memory is not None:
+            near = torch.cat([near, (~rows.remembered).index_select(0, row) * _BIG - memory], 1)
+        near = _lowest(
+            near,
+            max(1, min(k, rows.most - 1 + (0 if memory is None else memory.shape[1]))),
+        )
+        far = _lowest(torch.add(distance, rows.closed.index_select(0, row), alpha=_BIG), min(k, n))
+        column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
+        near_bar = _bar(count, column[: near.shape[1]], dtype)
+        far_bar = _bar(rows.against, column[: far.shape[1]], dtype).index_select(0, row)
+        if memory is None:
+            near = near + first
+        else:
+            after = n * n - n + memory.shape[1] * torch.arange(len(row), device=near.device)[:, None]
+            near = near + torch.where(near < n, first, after)
+        return cls(place, row, near, near_bar, far + first, far_bar, False)
+
+
+def pairwise_distance(features: Tensor) -> Tensor:
+    """Euclidean distances between all rows, (n, d) -> (n, n), in float32 or float64 (paper, eq. 11).
+
+    One matrix product. ‖x‖² + ‖y‖² - 2·x·y cancels where rows are close, so it is done in double precision (where the
+    device has it): equal distances stay equal and duplicates are at zero. The gradient at zero distance is zero.
+    """
+    out = torch.float64 if features.dtype == torch.float64 else torch.float32
+    features = features.to(out if features.device.type == "mps" else torch.float64)
+    square = features.square().sum(1)
+    total = square[:, None] + square
+    squared = total - 2 * features @ features.T
+    apart = squared > 4 * torch.finfo(squared.dtype).eps * total.detach()
+    return (torch.where(apart, squared, 1.0).sqrt() * apart).to(out)

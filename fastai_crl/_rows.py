@@ -1,0 +1,170 @@
+"""Who is minority in a batch: the profile of its labels and the rows to mine (arXiv:1804.10851, section 3.1).
+
+Everything is static in shape and free of host synchronisation: results are padded to a bound that follows from the
+arguments alone, with masks that say what is real. In joint scope the bound is small by construction: the minority
+classes hold at most ρ·n positives between them, so there are at most ρ·n anchors and ρ·n/2 classes to mine, however
+many labels there are. Masks that meet arithmetic are floats of 0 and 1: a CPU multiplies much faster than it selects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Level", "Rows", "Scope", "membership", "minority", "sides", "split_targets"]
+
+Scope = Literal["joint", "attribute"]
+Level = Literal["class", "instance"]
+
+
+def membership(targets: Tensor, n_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """How each sample stands to each label, (n, C) of `dtype`: 1 has it, 0 has it not, in between is neither.
+
+    Args:
+        targets: (n, C) of any dtype, 0/1 or fractional (MixUp, label smoothing), or (n,) class indices of a
+            single-label task.
+        n_classes: C.
+        dtype: float32 or float64.
+    """
+    if targets.ndim == 1:
+        return (targets.unsqueeze(1) == torch.arange(n_classes, device=targets.device)).to(dtype)
+    if targets.dtype.is_floating_point and targets.dtype != dtype:
+        targets = (targets.floor() + targets.ceil()) / 2  # any fraction is ½: conversion could round one to 0 or 1
+    return targets.to(dtype)
+
+
+def split_targets(targets: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    "Who is a positive and who is a negative of each label: two (n, C) bool tensors, see `membership`."
+    y = membership(targets, n_classes)
+    return y == 1, y == 0
+
+
+def _limit(rho: float, n: int) -> int:
+    "The most positives that minority classes may hold together, ⌊ρ·n⌋ (paper, eq. 3); exact where ρ·n is whole."
+    return math.floor(rho * n + 1e-6)
+
+
+def minority(
+    h: Tensor,
+    n: int,
+    rho: float,
+    scope: Scope,
+    frequency: Tensor | None = None,
+    remembered: Tensor | float = 0,
+) -> Tensor:
+    """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
+
+    `frequency`, (C,), sorts the labels in joint scope instead of h. `remembered`, (C,), counts towards the two samples
+    that a class needs.
+    """
+    enough = (h >= 1) & (h + remembered >= 2)
+    if scope == "attribute":
+        return (h <= _limit(rho, n)) & enough
+    label = (h if frequency is None else frequency).argsort(stable=True)
+    few = h.take(label).cumsum(0) <= _limit(rho, n)
+    return torch.empty_like(few).scatter_(0, label, few) & enough
+
+
+def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The minority side of each label, from (n, C) memberships.
+
+    Returns (C, n): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
+    whether the minority is the label's negatives (attribute scope, else None).
+    """
+    y = y.T.contiguous()
+    inside, closed = y.floor(), y.ceil()
+    if scope == "joint":
+        return inside, closed, None
+    flipped = 2 * inside.sum(1) > y.shape[1]
+    other = flipped[:, None]
+    return (
+        torch.where(other, 1 - closed, inside),
+        torch.where(other, 1 - inside, closed),
+        flipped,
+    )
+
+
+@dataclass
+class Rows:
+    "The labels to mine, as M rows over the batch: a static number that minority classes can never exceed."
+
+    label: Tensor | None  # (M,) long; None: all labels, in order
+    flipped: Tensor | None  # (M,) bool: the minority is the label's negatives (attribute scope)
+    inside: Tensor  # (M, n) 1 for the minority side, all 0 where the label is not to be mined
+    closed: Tensor  # (M, n) 0 for the other side, else 1
+    count: Tensor  # (M,) long: minority samples
+    against: Tensor  # (M,) long: samples of the other side
+    most: int  # the most minority samples that one row can have
+    total: int  # the most that all rows can have together: the number of anchors
+    remembered: Tensor | None = None  # (M, R) bool: entries of a memory that are minority samples too
+
+    @classmethod
+    def select(
+        cls,
+        y: Tensor,
+        rho: float,
+        scope: Scope,
+        frequency: Tensor | None = None,
+        remembered: Tensor | None = None,
+    ) -> Rows:
+        "Rows of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold."
+        (n, n_classes), limit = y.shape, _limit(rho, y.shape[0])
+        inside, closed, flipped = sides(y, scope)
+        h, label = inside.sum(1), None
+        if remembered is not None and flipped is not None:
+            remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
+        small = minority(h, n, rho, scope, frequency, 0 if remembered is None else remembered.sum(1))
+        most = max(1, limit if scope == "joint" else min(limit, n // 2))
+        if scope == "joint" and 4 * limit < n_classes:  # few of them can be minority: worth the selecting
+            label = small.argsort(descending=True, stable=True)[: max(1, limit // (2 if remembered is None else 1))]
+            h, small, inside, closed = (t.index_select(0, label) for t in (h, small, inside, closed))
+            remembered = None if remembered is None else remembered.index_select(0, label)
+        against = torch.rsub(closed.sum(1), n)
+        used = (small & (against > 0)).to(y.dtype)
+        total = most if scope == "joint" else n_classes * most
+        inside, count, against = (
+            inside * used[:, None],
+            (h * used).long(),
+            against.long(),
+        )
+        return cls(label, flipped, inside, closed, count, against, most, total, remembered)
+
+    def labels(self) -> Tensor:
+        return torch.arange(len(self.count), device=self.count.device) if self.label is None else self.label
+
+    def scores(self, scores: Tensor) -> Tensor:
+        "Scores of being in each row's minority, (n, C) -> (M, n): those of the flipped side rise as the label's fall."
+        scores = scores.T.contiguous() if self.label is None else scores.T.index_select(0, self.label)
+        return scores if self.flipped is None else torch.where(self.flipped[:, None], -scores, scores)
+
+    def partners(self) -> Tensor:
+        "Samples an anchor of each row can be compared with as its fellows, (M,) long; -1 or more where there is none."
+        return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
+
+    def triplets(self, k: int, n_classes: int) -> Tensor:
+        "Triplets of each label, (C,) long."
+        triplets = self.count * self.partners().clamp(0, k) * self.against.clamp_max(k)
+        return triplets if self.label is None else triplets.new_zeros(n_classes).scatter_(0, self.label, triplets)
+
+    def anchors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All minority samples, row by row.
+
+        Returns three (A,) tensors: number, place in the flattened rows, row; of padding the place is one past the end
+        and the row is M.
+        """
+        slot = torch.arange(self.total, device=self.count.device, dtype=torch.int32)
+        # The next one stands where the running count first passes its number: `nonzero` of static size.
+        place = torch.searchsorted(self.inside.flatten().cumsum(0, dtype=torch.int32), slot, right=True)
+        return slot, place, place // self.inside.shape[1]
+
+    def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
+        "Distances of each anchor to the (M, R, d) remembered embeddings of its row, (A, R); a zero has gradient zero."
+        m, n = self.inside.shape
+        _, place, row = self.anchors()
+        own = features.to(past.dtype).index_select(0, place.clamp_max(m * n - 1) % n)
+        squared = (own[:, None] - past.index_select(0, row.clamp_max(m - 1))).square().sum(2)
+        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
