@@ -73,8 +73,8 @@ def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None,
         or not features.is_floating_point()
     ):
         raise ValueError(
-            f"features must be a floating-point tensor of shape (n, d), n = {scores.shape[0]}, d >= 1, one embedding per "
-            f"sample; got {tuple(features.shape)}, {features.dtype}. Flatten or pool them first."
+            f"features must be a floating-point tensor of shape (n, d), n = {scores.shape[0]}, d >= 1, an embedding "
+            f"per sample; got {tuple(features.shape)}, {features.dtype}. Flatten or pool them first."
         )
     if scores.shape[0] == 0:
         return

@@ -68,16 +68,7 @@ class Hard:
         itself = (slot - first.take(row)).clamp(0, len(column) - 1)
         bar = _bar(count, column, dtype).index_select(0, row).scatter_(1, itself[:, None], -_BIG)
         if memory is not None:
-            near, bar = cls._remember(
-                rows,
-                scores,
-                memory,
-                near,
-                _bar(rows.count, column, dtype),
-                place,
-                row,
-                k,
-            )
+            near, bar = cls._remember(rows, scores, memory, near, _bar(rows.count, column, dtype), place, row, k)
         far = _lowest(torch.add(-scores, rows.closed, alpha=_BIG), min(k, n))
         far = far + torch.arange(0, m * n, n, device=device)[:, None]
         far_bar = _bar(rows.against, torch.arange(far.shape[1], device=device), dtype)
@@ -85,14 +76,7 @@ class Hard:
 
     @staticmethod
     def _remember(
-        rows: Rows,
-        scores: Tensor,
-        memory: Tensor,
-        near: Tensor,
-        bar: Tensor,
-        place: Tensor,
-        row: Tensor,
-        k: int,
+        rows: Rows, scores: Tensor, memory: Tensor, near: Tensor, bar: Tensor, place: Tensor, row: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
         "The k + 1 lowest of each row among the batch's own (near, with its bar) and the memory, and the anchors' bars."
         (m, r), size = memory.shape, scores.numel()
@@ -123,10 +107,7 @@ class Hard:
         near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
         if memory is not None:
             near = torch.cat([near, (~rows.remembered).index_select(0, row) * _BIG - memory], 1)
-        near = _lowest(
-            near,
-            max(1, min(k, rows.most - 1 + (0 if memory is None else memory.shape[1]))),
-        )
+        near = _lowest(near, max(1, min(k, rows.most - 1 + (0 if memory is None else memory.shape[1]))))
         far = _lowest(torch.add(distance, rows.closed.index_select(0, row), alpha=_BIG), min(k, n))
         column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
         near_bar = _bar(count, column[: near.shape[1]], dtype)

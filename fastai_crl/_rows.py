@@ -49,12 +49,7 @@ def _limit(rho: float, n: int) -> int:
 
 
 def minority(
-    h: Tensor,
-    n: int,
-    rho: float,
-    scope: Scope,
-    frequency: Tensor | None = None,
-    remembered: Tensor | float = 0,
+    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, remembered: Tensor | float = 0
 ) -> Tensor:
     """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
 
@@ -81,11 +76,7 @@ def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
         return inside, closed, None
     flipped = 2 * inside.sum(1) > y.shape[1]
     other = flipped[:, None]
-    return (
-        torch.where(other, 1 - closed, inside),
-        torch.where(other, 1 - inside, closed),
-        flipped,
-    )
+    return (torch.where(other, 1 - closed, inside), torch.where(other, 1 - inside, closed), flipped)
 
 
 @dataclass
@@ -104,12 +95,7 @@ class Rows:
 
     @classmethod
     def select(
-        cls,
-        y: Tensor,
-        rho: float,
-        scope: Scope,
-        frequency: Tensor | None = None,
-        remembered: Tensor | None = None,
+        cls, y: Tensor, rho: float, scope: Scope, frequency: Tensor | None = None, remembered: Tensor | None = None
     ) -> Rows:
         "Rows of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold."
         (n, n_classes), limit = y.shape, _limit(rho, y.shape[0])
@@ -126,11 +112,7 @@ class Rows:
         against = torch.rsub(closed.sum(1), n)
         used = (small & (against > 0)).to(y.dtype)
         total = most if scope == "joint" else n_classes * most
-        inside, count, against = (
-            inside * used[:, None],
-            (h * used).long(),
-            against.long(),
-        )
+        inside, count, against = (inside * used[:, None], (h * used).long(), against.long())
         return cls(label, flipped, inside, closed, count, against, most, total, remembered)
 
     def labels(self) -> Tensor:
