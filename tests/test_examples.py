@@ -20,13 +20,14 @@ from fastai_crl.inference import write_submission
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "train_hpa.py", EXAMPLES / "crl_hpa.ipynb"
 PICTURES = ("batch.png", "results.png", "training.png")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so small images, and on busy cores
 COLUMNS = ["label", "train", "support", "precision", "recall", "F1", "AP", "triplets"]
 
 
 def run_script(folder: Path, *args: object) -> str:
     "Run the script in `folder`, as from a job without a terminal, and return what it printed."
     command = [sys.executable, str(SCRIPT), *map(str, args)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -42,7 +43,7 @@ def check_pictures(out: Path) -> None:
 def synthetic(tmp_path_factory):
     "A run on synthetic data: its folder and what it printed."
     folder = tmp_path_factory.mktemp("example")
-    return folder, run_script(folder, "--n", 120, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
+    return folder, run_script(folder, "--n", 100, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
 
 
 @pytest.mark.slow
@@ -91,7 +92,7 @@ def test_the_exported_learner_makes_the_submission_again(synthetic, tmp_path):
     (data,) = (folder / "data" / "synthetic_hpa").iterdir()
     submission = pd.read_csv(out / "submission.csv", dtype=str)
     assert submission.columns.tolist() == ["Id", "Predicted"]
-    assert submission["Id"].tolist() == list(image_ids(data / "test")) and len(submission) == 12
+    assert submission["Id"].tolist() == list(image_ids(data / "test")) and len(submission) == 10
     assert all(0 <= int(c) < 28 for row in submission["Predicted"] for c in row.split())
     learn = load_learner(out / "learner.pkl")
     with learn.no_bar():
@@ -154,8 +155,8 @@ def test_the_notebook_runs(tmp_path):
     (parameters,) = (c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
     names = [line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line]
     assert names == ["N_IMAGES", "SIZE", "EPOCHS", "SEED"]
-    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 80, 32, 1, 1"
-    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 60, 32, 1, 1"
+    env = {**ENV, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     where = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources=where)
     client.execute(env=env)
