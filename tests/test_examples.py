@@ -155,7 +155,7 @@ def test_the_notebook_runs(tmp_path):
     (parameters,) = (c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
     names = [line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line]
     assert names == ["N_IMAGES", "SIZE", "EPOCHS", "SEED"]
-    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 60, 32, 1, 1"
+    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 80, 32, 2, 1"
     env = {**ENV, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     where = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources=where)

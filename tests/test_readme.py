@@ -75,8 +75,17 @@ def test_options_are_those_of_the_code():
     assert inspect.signature(crl_learner).parameters["n_epoch"].default == 10
 
 
+@pytest.fixture
+def one_thread():
+    "Quicker for a few small images, above all on busy cores."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
 @pytest.mark.slow
-def test_its_python_runs(tmp_path, monkeypatch):
+def test_its_python_runs(one_thread, tmp_path, monkeypatch):
     "The blocks in their order, on a few small images, and without downloads."
     monkeypatch.chdir(tmp_path)
     path = make_hpa(tmp_path / "data", n=12, size=32, progress=False)
