@@ -2,55 +2,27 @@
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
+from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import (
-    Categorize,
-    Category,
-    IndexSplitter,
-    IntToFloatTensor,
-    MultiCategorize,
-    MultiCategory,
-    Normalize,
-    OneHotEncode,
-)
-from fastai.vision.augment import (
-    CropPad,
-    DihedralItem,
-    Flip,
-    FlipItem,
-    HSVTfm,
-    RandomResizedCrop,
-    RandomResizedCropGPU,
-    RatioResize,
-    Resize,
-    Saturation,
-    aug_transforms,
-)
-from fastai.vision.core import imagenet_stats
-from fastcore.foundation import L
+from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
 from fastcore.meta import delegates
-from fasttransform import Transform
 from PIL import Image
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from fastai_crl._checks import choice
-from fastai_crl.files import PATTERN, check_folder, image_ids, offenders
-from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
-from fastai_crl.image import OpenMultiChannel, TensorMultiChannel, open_channels
+from fastai_crl._targets import RowLabels, RowPrefix, target_block
+from fastai_crl._tfms import Stats, check_tfms, make_stats, make_tfms
+from fastai_crl.files import PATTERN, check_folder, image_ids
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.image import OpenMultiChannel, TensorMultiChannel
 from fastai_crl.sampled import with_sampler
 from fastai_crl.samplers import SAMPLERS
 from fastai_crl.table import make_names, make_vocab, read_csv, split_labels, valid_rows
 
 __all__ = ["HPADataLoaders", "MultiChannelBlock", "TensorMultiChannel", "check_folder", "image_ids"]
-
-Stats = tuple[Sequence[float], Sequence[float]]
 
 
 def MultiChannelBlock(
@@ -68,145 +40,6 @@ def MultiChannelBlock(
     Raises ValueError for a pattern without {id} or {channel}, or for no or repeated channels.
     """
     return TransformBlock(type_tfms=OpenMultiChannel(channels, size, pattern, resample), batch_tfms=IntToFloatTensor)
-
-
-# ---------------------------------------------------------------- labels
-
-
-class _RowPrefix(Transform):
-    """From a row of the csv to folder/id; a path (of an image without labels) passes as it is."""
-
-    input_types = (pd.Series, str, Path)
-
-    def __init__(self, folder: Path, id_col: str):
-        super().__init__()
-        self.folder, self.id_col = str(folder), id_col
-
-    def encodes(self, o: pd.Series):
-        return Path(self.folder) / str(o[self.id_col])
-
-
-class _RowLabels(Transform):
-    """From a row of the csv to its list of labels, or to its one label if `delim` is None."""
-
-    def __init__(self, label_col: str, delim: str | None):
-        super().__init__()
-        self.label_col, self.delim = label_col, delim
-
-    def encodes(self, o: pd.Series):
-        labels = split_labels(o[self.label_col], self.delim)
-        return labels[0] if self.delim is None else labels
-
-
-class _NamedCategory(Category):
-    def show(self, ctx: Any = None, **kwargs: Any) -> Any:
-        return Category(self.names.get(self, self)).show(ctx=ctx, **kwargs)
-
-
-class _NamedMultiCategory(MultiCategory):
-    def show(self, ctx: Any = None, sep: str = ";\n", **kwargs: Any) -> Any:
-        # Names are long: one to a line.
-        return MultiCategory([self.names.get(o, o) for o in self]).show(ctx=ctx, sep=sep, **kwargs)
-
-
-class _NamedCategorize(Categorize):
-    """`Categorize` whose decoded label is the one in the vocab but shows its name."""
-
-    def __init__(self, vocab: list[str], names: dict[str, str]):
-        super().__init__(vocab=vocab, sort=False)
-        self.names = names
-
-    def decodes(self, o):
-        res = _NamedCategory(self.vocab[o])
-        res.names = self.names
-        return res
-
-
-class _NamedMultiCategorize(MultiCategorize):
-    """`MultiCategorize` whose decoded labels are those in the vocab but show their names."""
-
-    def __init__(self, vocab: list[str], names: dict[str, str]):
-        super().__init__(vocab=vocab)
-        self.names = names
-
-    def decodes(self, o):
-        res = _NamedMultiCategory([self.vocab[i] for i in o])
-        res.names = self.names
-        return res
-
-
-# ---------------------------------------------------------------- statistics and transforms
-
-
-def _make_stats(
-    stats: Any, channels: tuple[str, ...], prefixes: list[Path], size: Any, pattern: str, seed: int | None
-) -> Stats:
-    """Return mean and standard deviation per channel, for intensities in 0..1."""
-    if isinstance(stats, str):
-        if stats == "hpa":
-            if unknown := [c for c in channels if c not in HPA_CHANNELS]:
-                fix = f"stats='hpa' knows {', '.join(HPA_CHANNELS)}: pass stats='data' or (mean, std)."
-                raise ValueError(offenders("Channels without HPA statistics", unknown, fix))
-            at = [HPA_CHANNELS.index(c) for c in channels]
-            return [HPA_MEAN[i] for i in at], [HPA_STD[i] for i in at]
-        if stats == "imagenet":
-            stats = imagenet_stats
-        elif stats == "data":
-            return _measure(channels, prefixes, size, pattern, seed)
-        else:
-            raise ValueError(f"stats={stats!r} must be 'hpa', 'imagenet', 'data', (mean, std) or None.")
-    mean, std = ([float(v) for v in s] for s in stats)
-    if not len(mean) == len(std) == len(channels) or min(std) <= 0:
-        raise ValueError(
-            f"stats have mean {mean} and std {std}, but the {len(channels)} channels {', '.join(channels)} need one "
-            "mean and one std above 0 each: pass channels or stats that fit, or stats='data'."
-        )
-    return mean, std
-
-
-def _measure(
-    channels: tuple[str, ...], prefixes: list[Path], size: Any, pattern: str, seed: int | None, n: int = 512
-) -> Stats:
-    """Return mean and standard deviation over all pixels of at most `n` images, drawn with `seed`."""
-    picked = np.random.default_rng(0 if seed is None else seed).permutation(len(prefixes))[:n]
-
-    def moments(i: int) -> np.ndarray:
-        x = open_channels(prefixes[i], channels, size, pattern).numpy().reshape(len(channels), -1) / 255.0
-        return np.stack([np.full(len(x), x.shape[1]), x.sum(1), (x * x).sum(1)])
-
-    with ThreadPoolExecutor() as pool:
-        count, total, square = sum(pool.map(moments, picked.tolist()))
-    mean = total / count
-    # A channel that is constant has no spread; 1e-3 (a quarter of a grey level) keeps it finite.
-    return mean.tolist(), np.sqrt(np.maximum(square / count - mean**2, 1e-6)).tolist()
-
-
-def _make_tfms(batch_tfms: Any, crop: int | None, size: int | tuple[int, int] | None) -> list[Transform]:
-    """Return crop and augmentation; `batch_tfms`, if given, takes the place of the augmentation."""
-    if crop is None:
-        # A field has no up or down, hence all eight flips and turns; a microscope has no perspective, hence no warp.
-        # Lighting works on the logit: 0.1 changes the intensity of a dark pixel by up to a quarter.
-        default = aug_transforms(flip_vert=True, max_rotate=10.0, max_zoom=1.1, max_lighting=0.1, max_warp=0.0)
-        return default if batch_tfms is None else list(L(batch_tfms))
-    side = size if isinstance(size, int) else size[0] if size is not None and size[0] == size[1] else 0
-    if not 0 < crop <= side:
-        raise ValueError(f"crop={crop} needs a square size of at least {crop}, got size={size}.")
-    # In validation this transform takes the central int(side*valid_scale) pixels; the half guards the rounding.
-    cut = RandomResizedCropGPU(crop, valid_scale=(crop + 0.5) / side if crop < side else 1.0)
-    return [cut, *([Flip()] if batch_tfms is None else L(batch_tfms))]
-
-
-def _check_tfms(item_tfms: Any, batch_tfms: Any, n_channels: int) -> None:
-    for t in L(item_tfms):
-        kind = t if isinstance(t, type) else type(t)
-        if issubclass(kind, (Resize, CropPad, RandomResizedCrop, RatioResize, FlipItem, DihedralItem)):
-            raise ValueError(
-                f"item_tfms: {kind.__name__} works on pictures and would do nothing to a tensor of {n_channels} "
-                "channels: use size= and crop= for the size, batch_tfms= for augmentation."
-            )
-    for t in L(batch_tfms):
-        if n_channels != 3 and isinstance(t, (HSVTfm, Saturation)):
-            raise ValueError(f"batch_tfms: {type(t).__name__} needs 3 channels (RGB), the images have {n_channels}.")
 
 
 class HPADataLoaders(DataLoaders):
@@ -280,9 +113,9 @@ class HPADataLoaders(DataLoaders):
         path = Path(path)
         images = path / folder
         channels = (channels,) if isinstance(channels, str) else tuple(channels)
-        _check_tfms(item_tfms, batch_tfms, len(channels))
+        check_tfms(item_tfms, batch_tfms, len(channels))
         block = MultiChannelBlock(channels, size, pattern)
-        aug = _make_tfms(batch_tfms, crop, size)
+        aug = make_tfms(batch_tfms, crop, size)
         df = read_csv(path / csv_fname, id_col, label_col, label_delim)
         labels = df.set_index(id_col)[label_col].map(lambda s: split_labels(s, label_delim))
         vocab = make_vocab(labels, vocab)
@@ -294,13 +127,13 @@ class HPADataLoaders(DataLoaders):
         train = splitter(df)[0]
         if stats is not None:
             prefixes = [images / i for i in df[id_col].iloc[list(train)]]
-            aug.append(Normalize.from_stats(*_make_stats(stats, channels, prefixes, size, pattern, seed)))
+            aug.append(Normalize.from_stats(*make_stats(stats, channels, prefixes, size, pattern, seed)))
         if len(train) < bs:
             kwargs.setdefault("drop_last", False)
-        target = _target_block(vocab, names, label_delim is not None)
+        target = target_block(vocab, names, label_delim is not None)
         dblock = DataBlock(
             blocks=(block, target),
-            getters=[_RowPrefix(images, id_col), _RowLabels(label_col, label_delim)],
+            getters=[RowPrefix(images, id_col), RowLabels(label_col, label_delim)],
             splitter=splitter,
             item_tfms=item_tfms,
             batch_tfms=aug,
@@ -311,11 +144,3 @@ class HPADataLoaders(DataLoaders):
             return dls
         targets = MultiLabelBinarizer(classes=vocab).fit_transform(labels.iloc[list(train)])
         return with_sampler(dls, sampler, targets, seed=random.randrange(2**32) if seed is None else seed)
-
-
-def _target_block(vocab: list[str], names: dict[str, str], multi: bool) -> TransformBlock:
-    if not names:
-        return MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab, sort=False)
-    if multi:
-        return TransformBlock(type_tfms=[_NamedMultiCategorize(vocab, names), OneHotEncode])
-    return TransformBlock(type_tfms=_NamedCategorize(vocab, names))
