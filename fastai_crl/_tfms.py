@@ -9,20 +9,18 @@ import numpy as np
 from fastai.vision.augment import (
     CropPad,
     DihedralItem,
-    Flip,
     FlipItem,
     HSVTfm,
     RandomResizedCrop,
-    RandomResizedCropGPU,
     RatioResize,
     Resize,
     Saturation,
-    aug_transforms,
 )
 from fastai.vision.core import imagenet_stats
 from fastcore.foundation import L
 from fasttransform import Transform
 
+from fastai_crl.augment import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.files import offenders
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
 from fastai_crl.image import open_channels
@@ -78,16 +76,12 @@ def _measure(
 def make_tfms(batch_tfms: Any, crop: int | None, size: int | tuple[int, int] | None) -> list[Transform]:
     """Return crop and augmentation; `batch_tfms`, if given, takes the place of the augmentation."""
     if crop is None:
-        # A field has no up or down, hence all eight flips and turns; a microscope has no perspective, hence no warp.
-        # Lighting works on the logit: 0.1 changes the intensity of a dark pixel by up to a quarter.
-        default = aug_transforms(flip_vert=True, max_rotate=10.0, max_zoom=1.1, max_lighting=0.1, max_warp=0.0)
-        return default if batch_tfms is None else list(L(batch_tfms))
+        return microscopy_transforms() if batch_tfms is None else list(L(batch_tfms))
     side = size if isinstance(size, int) else size[0] if size is not None and size[0] == size[1] else 0
     if not 0 < crop <= side:
         raise ValueError(f"crop={crop} needs a square size of at least {crop}, got size={size}.")
-    # In validation this transform takes the central int(side*valid_scale) pixels; the half guards the rounding.
-    cut = RandomResizedCropGPU(crop, valid_scale=(crop + 0.5) / side if crop < side else 1.0)
-    return [cut, *([Flip()] if batch_tfms is None else L(batch_tfms))]
+    # Inception's range of areas, as fastai has it.
+    return [RandomCropBatch(crop, scale=(0.08, 1.0)), *([RandomD4()] if batch_tfms is None else L(batch_tfms))]
 
 
 def check_tfms(item_tfms: Any, batch_tfms: Any, n_channels: int) -> None:

@@ -20,7 +20,8 @@ from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.image import OpenMultiChannel, TensorMultiChannel
 from fastai_crl.sampled import with_sampler
 from fastai_crl.samplers import SAMPLERS
-from fastai_crl.table import make_names, make_vocab, read_csv, split_labels, valid_rows
+from fastai_crl.splits import valid_rows
+from fastai_crl.table import make_names, make_vocab, read_csv, split_labels
 
 __all__ = ["HPADataLoaders", "MultiChannelBlock", "TensorMultiChannel", "check_folder", "image_ids"]
 
@@ -71,6 +72,9 @@ class HPADataLoaders(DataLoaders):
         label_names: str | Mapping[Any, str] | Sequence[str] | None = None,
         pattern: str = PATTERN,
         sampler: str | None = None,
+        stratify: bool = False,
+        fold_col: str | None = None,
+        fold: int | str = 0,
         **kwargs: Any,
     ) -> "HPADataLoaders":
         """Return training and validation loaders for path/csv_fname and the image files path/folder/{id}_{channel}.png.
@@ -85,18 +89,24 @@ class HPADataLoaders(DataLoaders):
         valid_pct, seed: the random split of fastai's `RandomSplitter`.
         channels: their order is the order in the tensor. For a network pretrained on three channels pass
             channels=("red","green","blue"), stats="imagenet".
-        crop: training on `RandomResizedCropGPU(crop)` (one place per batch) and a left-right flip, validation on the
-            central cropxcrop pixels; for instance size=256, crop=224.
+        crop: training on a random resized crop (a place of its own in each image, from 8 % of its area up) and the
+            eight flips and quarter turns, validation on the central cropxcrop pixels; for instance size=256, crop=224.
         group_col: column of groups, for instance of the source picture, that stay on one side of the split
-            (`valid_pct` is then the share of groups). valid_col: boolean column that marks the validation rows.
+            (`valid_pct` is then the share of groups). With a split fixed by valid_col or fold_col, a group on both
+            sides is an error.
+        valid_col: boolean column that marks the validation rows.
+        fold_col, fold: column of folds (see `add_folds`), and the one to validate on.
+        stratify: validation gets the share `valid_pct` of each label's images, of whole groups with `group_col`, and
+            at least one of every label that occurs in two images (groups), where possible.
         label_delim: between the labels of a row, any white space for " "; an empty row has no label. None: exactly one
             label per row.
         vocab: all labels in their order; "hpa" for "0".."27"; by default those found in the csv, numbers in numeric
             order.
         stats: mean and standard deviation for `Normalize`, intensities in 0..1: "hpa", "imagenet", (mean, std),
             "data" (measured on up to 512 training images) or None for no normalisation.
-        batch_tfms: in place of the default augmentation (flips and quarter turns, up to 10° and 10 % of rotation and
-            zoom, mild brightness and contrast); [] for none. Normalisation is added after it.
+        batch_tfms: in place of the default augmentation, `microscopy_transforms()` (flips and quarter turns, up to 10°
+            and 10 % of rotation and zoom, up to 10 % of intensity in each channel); [] for none. Normalisation is
+            added after it.
         check: check the files before training (see `check_folder`).
         label_names: what pictures show instead of the labels: "hpa", a mapping from label to name, or a list in the
             order of the vocab.
@@ -120,7 +130,8 @@ class HPADataLoaders(DataLoaders):
         labels = df.set_index(id_col)[label_col].map(lambda s: split_labels(s, label_delim))
         vocab = make_vocab(labels, vocab)
         names = make_names(label_names, vocab)
-        valid = valid_rows(df, id_col, valid_pct, seed, group_col, valid_col)
+        strata = list(labels) if stratify else None
+        valid = valid_rows(df, id_col, valid_pct, seed, group_col, valid_col, fold_col, fold, strata)
         if check:
             check_folder(images, df[id_col], channels, pattern, same_size=size is None)
         splitter = IndexSplitter(valid)

@@ -1,29 +1,26 @@
-"""Image files of one grey file per channel: name them, list the ids of a folder, check them before training."""
+"""Image files of multi-channel images: name them, list the ids of a folder, check them before training."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
-from struct import error as StructError
 from typing import Any
 
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
-from PIL import Image
 
 from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.readers import header
 
-__all__ = ["DAMAGED", "PATTERN", "channel_files", "check_folder", "check_pattern", "image_ids", "offenders"]
+__all__ = ["PATTERN", "channel_files", "check_folder", "check_pattern", "found_ids", "image_ids", "offenders"]
 
 PATTERN: str = "{id}_{channel}.png"
 
-# What Pillow raises, depending on the format and the place of the damage.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, StructError, Image.DecompressionBombError)
-
-_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+# Files that can hold any number of channels; PNG and JPEG hold grey or RGB.
+_TIFF = (".tif", ".tiff", ".tif.gz", ".tiff.gz")
 
 
 def offenders(what: str, items: Sequence[Any], fix: str) -> str:
@@ -32,15 +29,27 @@ def offenders(what: str, items: Sequence[Any], fix: str) -> str:
 
 
 def channel_files(prefix: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> list[Path]:
-    """Return the file of each channel of the image `prefix` = folder/id, in the order of `channels`."""
+    """Return the files of image `prefix` = folder/id: one per channel, in the order of `channels`, or one for all."""
     prefix = Path(prefix)
-    return [prefix.with_name(pattern.format(id=prefix.name, channel=c)) for c in channels]
+    return [prefix.with_name(name) for name in _file_names(prefix.name, channels, pattern)]
+
+
+def _file_names(id_: str, channels: Sequence[str], pattern: str) -> list[str]:
+    return [pattern.format(id=id_, channel=c) for c in (channels if "{channel}" in pattern else channels[:1])]
 
 
 def check_pattern(channels: Sequence[str], pattern: str) -> None:
-    """Raise ValueError unless `pattern` is a file name holding {id} and {channel}, and the channels are distinct."""
-    if "{id}" not in pattern or "{channel}" not in pattern or "/" in pattern:
+    """Raise ValueError unless `pattern` is a file name holding {id}, and {channel} where no file holds all channels.
+
+    Without {channel} one file holds all channels: a TIFF (.tif, .tiff, also .gz) any number, others 1 or 3 (RGB).
+    """
+    if "{id}" not in pattern or "/" in pattern:
         raise ValueError(f"pattern={pattern!r} must be a file name with {{id}} and {{channel}}, such as {PATTERN!r}.")
+    if "{channel}" not in pattern and not pattern.lower().endswith(_TIFF) and len(channels) not in (1, 3):
+        raise ValueError(
+            f"pattern={pattern!r} is one file for {len(channels)} channels: only a TIFF holds so many. Use a name with "
+            f"{{channel}} for one file per channel, such as {PATTERN!r}, or a TIFF, such as '{{id}}.tif'."
+        )
     if not channels or len(set(channels)) < len(channels):
         raise ValueError(f"channels={tuple(channels)} must name at least one channel, and none of them twice.")
 
@@ -60,6 +69,18 @@ def _missing(names: list[str], folder: Path, pattern: str) -> FileNotFoundError:
     return FileNotFoundError(offenders(f"Missing channel files in {folder}", names, fix))
 
 
+def found_ids(folder: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> list[str]:
+    """Return the sorted ids of which `folder` holds at least one file, all channels or not; perhaps none.
+
+    Raises FileNotFoundError if the folder is missing or empty.
+    """
+    check_pattern(channels, pattern)
+    # The shortest id that fits, so that of the channels "red" and "far_red" the longer name wins.
+    rule = re.escape(pattern).replace(r"\{id\}", "(.+?)", 1)
+    rule = re.compile(rule.replace(r"\{channel\}", f"(?:{'|'.join(map(re.escape, channels))})", 1))
+    return sorted({m[1] for m in map(rule.fullmatch, _listing(Path(folder))) if m})
+
+
 def image_ids(folder: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> L:
     """Return the sorted ids (file names without channel and suffix) of the images in `folder`, an `L` of str.
 
@@ -68,47 +89,26 @@ def image_ids(folder: str | Path, channels: Sequence[str] = HPA_CHANNELS, patter
     Raises FileNotFoundError if the folder is missing or empty, no file fits, or an id lacks a channel (names the file).
     """
     folder = Path(folder)
-    check_pattern(channels, pattern)
-    names = _listing(folder)
-    # The shortest id that fits, so that of the channels "red" and "far_red" the longer name wins.
-    rule = re.escape(pattern).replace(r"\{id\}", "(.+?)", 1)
-    rule = re.compile(rule.replace(r"\{channel\}", f"(?:{'|'.join(map(re.escape, channels))})", 1))
-    ids = sorted({m[1] for m in map(rule.fullmatch, names) if m})
+    ids, names = found_ids(folder, channels, pattern), _listing(folder)
     if not ids:
         raise FileNotFoundError(
             f"No file in {folder} fits pattern={pattern!r} with channels {', '.join(channels)}; it holds for instance "
             f"{min(names)}. Pass the right pattern and channels."
         )
-    wanted = (pattern.format(id=i, channel=c) for i in ids for c in channels)
+    wanted = (name for i in ids for name in _file_names(i, channels, pattern))
     if missing := [n for n in wanted if n not in names]:
         raise _missing(missing, folder, pattern)
     return L(ids)
 
 
-def _header(file: str) -> tuple[int, int]:
-    """Return (height, width) of an image file from its header; raise one of `DAMAGED` if it cannot be read."""
-    with open(file, "rb", buffering=0) as f:
-        head = f.read(24)
-        # The common case by hand, ten times as fast as Pillow: an intact PNG starts with its size and has an end mark.
-        if head.startswith(_PNG_START) and f.seek(0, os.SEEK_END) > 24:
-            f.seek(-len(_PNG_END), os.SEEK_END)
-            if f.read() == _PNG_END:
-                return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-    with Image.open(file) as im:
-        if im.format == "PNG":  # without its end mark it is almost surely truncated: only then decode it
-            im.load()
-        return im.height, im.width
-
-
-def _probe(files: list[str]) -> tuple[list[tuple[int, int]], list[str]]:
-    """Return the (height, width) of the readable `files`, and the names of the others with the reason."""
+def _probe(files: list[str], n: int) -> tuple[list[tuple[int, int]], list[str]]:
+    """Return (height, width) of the readable `files` of `n` channels, and the names of the others with the reason."""
     sizes, damaged = [], []
     for file in files:
         try:
-            sizes.append(_header(file))
-        except DAMAGED as e:
-            reason = str(e).replace(f" '{file}'", "") or type(e).__name__
-            damaged.append(f"{os.path.basename(file)} ({reason})")
+            sizes.append(header(file, n))
+        except (ValueError, OSError) as e:
+            damaged.append(f"{os.path.basename(file)} ({e})")
     return sizes, damaged
 
 
@@ -121,8 +121,8 @@ def check_folder(
 ) -> Counter:
     """Check the image files of `ids` (default: all in the folder) without decoding them; return (height, width) counts.
 
-    Existence is checked against one listing of the folder, sizes are read from the file headers, a PNG is also looked
-    at for its end mark. More than 5,000 ids show a progress bar.
+    Existence is checked against one listing of the folder, sizes and numbers of channels are read from the headers, a
+    PNG or JPEG is also looked at for its end mark, a gzipped file is unzipped. More than 5,000 ids show a progress bar.
 
     Raises FileNotFoundError for a missing or empty folder or missing channel files; ValueError for duplicate ids,
     unreadable or truncated files, channels of one id that differ in size, and, with `same_size=True`, ids that differ
@@ -135,14 +135,15 @@ def check_folder(
     if twice := [i for i, n in Counter(ids).items() if n > 1]:
         raise ValueError(offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows."))
     parts = [os.path.split(i) for i in ids]  # strings, not Path: this runs a hundred thousand times
-    wanted = [[os.path.join(d, pattern.format(id=n, channel=c)) for c in channels] for d, n in parts]
+    wanted = [[os.path.join(d, name) for name in _file_names(n, channels, pattern)] for d, n in parts]
     missing = [f for w in wanted for f in w if f not in names]
     # An id such as "plate1/a" lies in a subfolder, out of reach of the listing.
     if missing := [f for f in missing if not (os.path.dirname(f) and (folder / f).exists())]:
         raise _missing(missing, folder, pattern)
     damaged, odd, sizes = [], [], []
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        probes = pool.map(_probe, [[os.path.join(folder, f) for f in w] for w in wanted])
+        each = len(channels) if "{channel}" not in pattern else 1
+        probes = pool.map(_probe, [[os.path.join(folder, f) for f in w] for w in wanted], repeat(each))
         if len(ids) > 5000:
             probes = progress_bar(probes, len(ids), leave=False)
         for i, (hw, bad) in zip(ids, probes, strict=True):

@@ -1,4 +1,4 @@
-"""Multi-channel images as one tensor: read one grey file per channel, show N channels as a colour picture."""
+"""Multi-channel images as one tensor: opened from their files, N channels shown as a colour picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from fastai.torch_core import TensorImage, show_image
 from fasttransform import DisplayedTransform
-from PIL import Image, ImageChops
+from PIL import Image
 
-from fastai_crl.files import DAMAGED, PATTERN, channel_files, check_pattern
+from fastai_crl.files import PATTERN, channel_files, check_pattern
 from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.readers import check_intensity, read_planes
 
 __all__ = ["OpenMultiChannel", "TensorMultiChannel", "open_channels"]
 
@@ -125,42 +126,7 @@ def _to_unit(x: torch.Tensor) -> np.ndarray:
     return (img - lo) / np.maximum(hi - lo, 1e-6)
 
 
-# ---------------------------------------------------------------- reading
-
-
-def _grey(im: Image.Image) -> Image.Image:
-    """Return `im` as 8-bit grey ("L"), or as float ("F", 0..255) where it has 16 bits."""
-    if im.mode == "L":
-        return im
-    if im.mode.startswith("I"):
-        a = np.asarray(im)
-        if a.min() < 0 or a.max() > 65535:
-            raise ValueError(f"values {a.min()}..{a.max()} do not fit 16 bits")
-        return Image.fromarray((a / 257).astype(np.float32))
-    if im.mode == "F":
-        raise ValueError("floating point pixels have no fixed range, save the image with 8 or 16 bits")
-    if im.mode in ("1", "LA", "La"):
-        return im.convert("L")
-    # A grey file saved as colour holds its signal in one, two or three equal bands (red only, red and green for
-    # yellow, all for grey). The maximum restores it in every case; the usual luma would darken it.
-    r, g, b = im.convert("RGB").split()
-    return ImageChops.lighter(ImageChops.lighter(r, g), b)
-
-
-def _read(file: Path, size: tuple[int, int] | None, resample: int) -> np.ndarray:
-    """Return one channel, uint8 (H,W)."""
-    try:
-        with Image.open(file) as im:
-            im.load()
-            grey = _grey(im)
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"Image file {file} does not exist: every image needs one file per channel.") from e
-    except DAMAGED as e:
-        raise ValueError(f"Image file {file} cannot be read ({e}): replace the file or leave its id out.") from e
-    if size is not None and grey.size != size[::-1]:
-        grey = grey.resize(size[::-1], resample)  # Pillow's resize is antialiased
-    a = np.asarray(grey)
-    return a if a.dtype == np.uint8 else a.round().clip(0, 255).astype(np.uint8)
+# ---------------------------------------------------------------- opening
 
 
 def open_channels(
@@ -169,30 +135,42 @@ def open_channels(
     size: int | tuple[int, int] | None = None,
     pattern: str = PATTERN,
     resample: int = Image.Resampling.BILINEAR,
+    bits: int | None = None,
+    stretch: float | tuple[float, float] | None = None,
 ) -> TensorMultiChannel:
-    """Read the image `prefix` = folder/id, one grey file per channel, as uint8 (C,H,W).
+    """Read the image `prefix` = folder/id as uint8 (C,H,W), intensities 0..255.
 
-    8-bit files keep their values, 16-bit files are scaled to 0..255 by their bit depth (65535 becomes 255), a grey
-    image saved in colour is reduced by the maximum of its bands. Each channel is resized on its own to `size`, an int
-    for a square or (height, width); None keeps the size of the files.
+    Its files are folder/`pattern`: one per channel, or, for a pattern without {channel}, one that holds all channels in
+    the order of `channels` (pages, or first or last axis, of a TIFF; RGB). 8-bit files keep their values, 16-bit files
+    are scaled by their bit depth (65535 becomes 255), one channel saved in colour is reduced by the maximum of its
+    bands. Each channel is resized on its own to `size`, an int for a square or (height, width); None keeps the size of
+    the files.
+
+    bits: depth of the data in 16-bit files, for instance 12: 4095 becomes 255. Default: the file's own.
+    stretch: percentiles (lo, hi), or one number p for (100−p, p), that become 0 and 255 in each channel of each image.
+        Default: true brightness. See `readers.read_planes`.
 
     Raises FileNotFoundError for a missing file and ValueError for one that is damaged, truncated, of floating point
-    pixels, or of another size than the first channel; each names the file.
+    pixels, of other channels, or of another size than the first channel; each names the file.
     """
+    bits, stretch = check_intensity(bits, stretch)
     hw = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
     files = channel_files(prefix, channels, pattern)
-    planes = [_read(f, hw, resample) for f in files]
+    planes = [read_planes(f, len(channels) // len(files), hw, resample, bits, stretch) for f in files]
     for f, p in zip(files, planes, strict=True):
         if p.shape != planes[0].shape:
             raise ValueError(
-                f"Image file {f} is {p.shape[0]}x{p.shape[1]} but {files[0].name} is "
-                f"{planes[0].shape[0]}x{planes[0].shape[1]}: the channels of one image must have the same size."
+                f"Image file {f} is {p.shape[1]}x{p.shape[2]} but {files[0].name} is "
+                f"{planes[0].shape[1]}x{planes[0].shape[2]}: the channels of one image must have the same size."
             )
-    return TensorMultiChannel(torch.from_numpy(np.stack(planes)), channels=tuple(channels))
+    return TensorMultiChannel(torch.from_numpy(np.concatenate(planes)), channels=tuple(channels))
 
 
 class OpenMultiChannel(DisplayedTransform):
-    """Transform from a path prefix folder/id to a uint8 `TensorMultiChannel`; arguments as for `open_channels`."""
+    """Transform from a path prefix folder/id to a uint8 `TensorMultiChannel`; arguments as for `open_channels`.
+
+    cache: a `pack.Packed` made with the same arguments; images that it does not hold are read from their files.
+    """
 
     input_types = (str, Path)
 
@@ -202,11 +180,18 @@ class OpenMultiChannel(DisplayedTransform):
         size: int | tuple[int, int] | None = None,
         pattern: str = PATTERN,
         resample: int = Image.Resampling.BILINEAR,
+        bits: int | None = None,
+        stretch: float | tuple[float, float] | None = None,
+        cache: Any = None,
     ):
         super().__init__()
         self.channels = (channels,) if isinstance(channels, str) else tuple(channels)
         check_pattern(self.channels, pattern)
-        self.size, self.pattern, self.resample = size, pattern, int(resample)
+        self.bits, self.stretch = check_intensity(bits, stretch)
+        self.size, self.pattern, self.resample, self.cache = size, pattern, int(resample), cache
 
     def encodes(self, o: str | Path):
-        return open_channels(o, self.channels, self.size, self.pattern, self.resample)
+        x = self.cache.get(o) if self.cache is not None else None
+        if x is None:
+            x = open_channels(o, self.channels, self.size, self.pattern, self.resample, self.bits, self.stretch)
+        return x

@@ -20,6 +20,7 @@ from torchvision.models import resnet34
 from .callback import CRLCallback, Schedule
 from .losses import CRL, CRLLoss, default_base_loss
 from .metrics import MacroF1, MeanAP
+from .rivals import make_loss
 
 __all__ = ["CRLLearner", "crl_learner"]
 
@@ -39,7 +40,7 @@ class CRLLearner(Learner):
 def crl_learner(
     dls: DataLoaders,
     arch: Callable[..., nn.Module] | str = resnet34,
-    loss_func: Callable[..., Tensor] | None = None,
+    loss_func: Callable[..., Tensor] | str | None = None,
     alpha: float | Literal["auto"] = "auto",
     schedule: Schedule | None = None,
     pretrained: bool = False,
@@ -59,8 +60,9 @@ def crl_learner(
     Args:
         dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
         arch: torchvision or fastai architecture, or the name of a timm model.
-        loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. A `CRLLoss`
-            is taken apart: its base loss is used, its alpha and options go to the callback.
+        loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. The name of a
+            loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A `CRLLoss` is taken apart: its base loss is
+            used, its alpha and options go to the callback.
         alpha, schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
         n_epoch: epochs of `fit_one_cycle()` without an argument.
@@ -85,6 +87,8 @@ def crl_learner(
         loss_func = loss_func.base_loss
     if loss_func is None:
         loss_func = default_base_loss(single_label)
+    elif isinstance(loss_func, str):
+        loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
     if metrics is None:
         metrics = [accuracy, BalancedAccuracy(), F1Score(average="macro")] if single_label else [MacroF1(), MeanAP()]
     if mixed_precision and not torch.cuda.is_available():

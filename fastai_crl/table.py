@@ -1,4 +1,4 @@
-"""The csv of a labelled image set: read and check it, its vocabulary, its split into training and validation."""
+"""The csv of a labelled image set: read and check it, its labels and their vocabulary."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,20 +6,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.data.transforms import RandomSplitter
-from sklearn.model_selection import GroupShuffleSplit
 
 from fastai_crl.files import offenders
 from fastai_crl.hpa import HPA_LABELS
 
-__all__ = ["make_names", "make_vocab", "read_csv", "split_labels", "valid_rows"]
+__all__ = ["make_names", "make_vocab", "number_first", "parse_csv", "read_csv", "split_labels"]
 
 
-def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: str | None = " ") -> pd.DataFrame:
-    """Return the rows of `file`, ids and labels as text.
+def parse_csv(file: Path, id_col: str = "Id", label_col: str = "Target") -> pd.DataFrame:
+    """Return the rows of `file` as they are, ids and labels as text.
 
-    Raises FileNotFoundError for a missing file; ValueError for an unreadable or empty one, a missing column, an empty
-    or duplicate id, and, with delim=None (exactly one label per row), an empty label.
+    Raises FileNotFoundError for a missing file; ValueError for an unreadable or empty one, or a missing column.
     """
     if not file.is_file():
         raise FileNotFoundError(f"Csv file {file} does not exist: pass the right path and csv_fname.")
@@ -35,6 +32,16 @@ def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: s
             raise ValueError(f"Csv file {file} has no column {col!r}, only {has}: rename it or pass {arg}=.")
     if df.empty:
         raise ValueError(f"Csv file {file} has a header but no rows: it needs one row per image.")
+    return df
+
+
+def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: str | None = " ") -> pd.DataFrame:
+    """Return the rows of `file`, ids and labels as text, one row per image.
+
+    Raises what `parse_csv` does, and ValueError for an empty or duplicate id, and, with delim=None (exactly one label
+    per row), an empty label.
+    """
+    df = parse_csv(file, id_col, label_col)
     if rows := [f"row {i + 2}" for i in np.flatnonzero(df[id_col].str.strip() == "")]:
         raise ValueError(offenders(f"Empty {id_col} in {file}", rows, "Every row needs an id: fill it in or drop it."))
     if twice := list(df[id_col][df[id_col].duplicated()].unique()):
@@ -46,55 +53,14 @@ def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: s
     return df
 
 
-def valid_rows(
-    df: pd.DataFrame, id_col: str, valid_pct: float, seed: int | None, group_col: str | None, valid_col: str | None
-) -> list[int]:
-    """Return the positions of the validation rows: the one place that decides on the split.
-
-    Either the rows that the boolean `valid_col` marks, or a share `valid_pct` of the groups of `group_col`, or of the
-    rows, as fastai's `RandomSplitter` draws them. Empty for valid_pct=0.
-
-    Raises ValueError for a missing column, values that are not boolean, ids without a group, a share outside [0,1),
-    and a split that leaves one side empty.
-    """
-    if group_col is not None and valid_col is not None:
-        raise ValueError("Pass group_col or valid_col, not both: a column that fixes the split leaves nothing to draw.")
-    for arg, col in (("group_col", group_col), ("valid_col", valid_col)):
-        if col is not None and col not in df:
-            raise ValueError(f"The csv has no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
-    if valid_col is not None:
-        text = df[valid_col].astype(str).str.strip().str.lower()
-        if bad := list(df[valid_col][~text.isin(["true", "false", "1", "0", "1.0", "0.0"])].unique()):
-            raise ValueError(offenders(f"Values of {valid_col} that are not boolean", bad, "Use True and False."))
-        rows = np.flatnonzero(text.isin(["true", "1", "1.0"])).tolist()
-    else:
-        if not 0 <= valid_pct < 1:
-            raise ValueError(f"valid_pct={valid_pct} must be a share of the images, at least 0 and below 1.")
-        if valid_pct == 0:
-            return []
-        if group_col is None:
-            rows = [int(i) for i in RandomSplitter(valid_pct, seed=seed)(df)[1]]
-        else:
-            groups = df[group_col].astype(str).str.strip()
-            if blank := list(df[id_col][df[group_col].isna() | (groups == "")]):
-                raise ValueError(offenders(f"Ids without a {group_col}", blank, "Every image needs its group."))
-            if groups.nunique() < 2:
-                raise ValueError(f"Column {group_col!r} holds one group only: a split by group needs at least two.")
-            split = GroupShuffleSplit(n_splits=1, test_size=valid_pct, random_state=seed)
-            rows = next(split.split(df, groups=groups))[1].tolist()
-    if not 0 < len(rows) < len(df):
-        by = f"column {valid_col!r}" if valid_col is not None else f"valid_pct={valid_pct}"
-        raise ValueError(f"{by} puts {len(rows)} of {len(df)} images into validation: both sides need at least one.")
-    return rows
-
-
 def split_labels(text: str, delim: str | None) -> list[str]:
     """Return the labels in `text`: split at `delim` (" " is any white space), or one label if `delim` is None."""
     parts = [text] if delim is None else text.split() if delim == " " else text.split(delim)
     return [s for s in map(str.strip, parts) if s]
 
 
-def _number_first(label: str) -> tuple[bool, int, str]:
+def number_first(label: str) -> tuple[bool, int, str]:
+    """Return a key that sorts numbers by value, before all other labels."""
     return (False, int(label), label) if label.isdecimal() else (True, 0, label)
 
 
@@ -107,7 +73,7 @@ def make_vocab(rows: pd.Series, vocab: str | Iterable[Any] | None) -> list[str]:
     if vocab is None:
         if not found:
             raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
-        return sorted(found, key=_number_first)
+        return sorted(found, key=number_first)
     if isinstance(vocab, str):
         if vocab != "hpa":
             raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
@@ -115,7 +81,7 @@ def make_vocab(rows: pd.Series, vocab: str | Iterable[Any] | None) -> list[str]:
     vocab = [str(o) for o in vocab]
     if len(set(vocab)) < len(vocab):
         raise ValueError(f"vocab={vocab} holds a label twice.")
-    if unknown := sorted(found - set(vocab), key=_number_first):
+    if unknown := sorted(found - set(vocab), key=number_first):
         where = [f"{o!r} (id {next(i for i, labels in rows.items() if o in labels)})" for o in unknown]
         raise ValueError(offenders("Labels that are not in the vocab", where, "Correct the csv or extend vocab=."))
     return vocab

@@ -49,3 +49,21 @@ def hpa_dls(hpa):
     from fastai_crl.data import HPADataLoaders
 
     return HPADataLoaders.from_csv(hpa, size=32, bs=16, num_workers=0, batch_tfms=[], valid_pct=0.3)
+
+
+@pytest.fixture
+def single_label_dls(hpa):
+    "The fields of `hpa` with one of three made-up classes each."
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.data.transforms import IndexSplitter
+
+    from fastai_crl.data import MultiChannelBlock
+
+    ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
+    block = DataBlock(
+        (MultiChannelBlock(size=32), CategoryBlock),
+        get_items=lambda _: [hpa / "train" / i for i in ids],
+        get_y=lambda p: "abc"[len(p.name + p.name[-1]) % 2 + (p.name[-1] == "7")],
+        splitter=IndexSplitter(list(range(20))),
+    )
+    return block.dataloaders(hpa, bs=16, num_workers=0)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.transforms import IndexSplitter
 from fastai.learner import load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.vision.models.xresnet import xresnet18
@@ -12,21 +10,9 @@ from torchvision.models import resnet18
 
 from fastai_crl import learner as learner_module
 from fastai_crl.callback import CRLCallback
-from fastai_crl.data import HPADataLoaders, MultiChannelBlock
+from fastai_crl.data import HPADataLoaders
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses import CRLLoss
-
-
-@pytest.fixture
-def single_label_dls(hpa):
-    ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
-    block = DataBlock(
-        (MultiChannelBlock(size=32), CategoryBlock),
-        get_items=lambda _: [hpa / "train" / i for i in ids],
-        get_y=lambda p: "abc"[len(p.name + p.name[-1]) % 2 + (p.name[-1] == "7")],
-        splitter=IndexSplitter(list(range(20))),
-    )
-    return block.dataloaders(hpa, bs=16, num_workers=0)
 
 
 @pytest.mark.slow
