@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import num_distrib
 from scipy import sparse
@@ -12,7 +13,7 @@ from scipy import sparse
 from ._checks import choice
 from .samplers import SAMPLERS
 
-__all__ = ["SampledDL", "label_matrix", "with_sampler"]
+__all__ = ["ResampleCallback", "SampledDL", "label_matrix", "with_sampler"]
 
 
 def label_matrix(dl: Any, n_classes: int | None = None) -> sparse.csr_matrix:
@@ -54,6 +55,8 @@ class SampledDL(TfmdDL):
     `DistributedDL` gives each process a contiguous part of the epoch) the processes' k-th batches together are one
     batch of the sampler.
 
+    While the attribute `resample` is False it shuffles, as a plain `TfmdDL` does (see `ResampleCallback`).
+
     Args:
         dataset, bs, shuffle, kwargs: as in `TfmdDL`.
         sampler: `"class_aware"`, `"repeat_factor"`, an iterable of indices with a length, or None for shuffling.
@@ -79,13 +82,14 @@ class SampledDL(TfmdDL):
             if bs is None:
                 raise ValueError("bs=None: a sampler makes batches, give their size.")
         self._sampler, self._made, self._targets, self._options = sampler, None, targets, dict(sampler_kwargs or {})
+        self.resample = True
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
 
     @property
     def sampler(self) -> Any:
-        "The sampler in use, made on first use; None without shuffling."
-        if not self.shuffle or not isinstance(self._sampler, str):
-            return self._sampler if self.shuffle else None
+        "The sampler in use, made on first use; None while the loader goes in order or merely shuffles."
+        if not (self.shuffle and self.resample) or not isinstance(self._sampler, str):
+            return self._sampler if self.shuffle and self.resample else None
         world = num_distrib() or 1
         if self._made is None or self._made[0] != world:
             if self._targets is None:
@@ -140,12 +144,59 @@ def with_sampler(dls: DataLoaders, sampler: Any = "class_aware", targets: Any = 
         ValueError: a training loader of another type, and what `SampledDL` raises.
     """
     train = dls.train
-    if type(train) not in (TfmdDL, SampledDL):
+    if type(train) is not TfmdDL and not isinstance(train, SampledDL):
         raise ValueError(
             f"The training loader is a {type(train).__name__}, which a sampler would replace: make the loaders with "
             "dl_type=SampledDL, or with fastai's own TfmdDL."
         )
     given = {"sampler": sampler, "sampler_kwargs": kwargs, "targets": targets}
     persistent = train.fake_l.persistent_workers
-    sampled = train.new(cls=SampledDL, shuffle=True, persistent_workers=persistent, **given)
+    cls = SampledDL if type(train) is TfmdDL else type(train)
+    sampled = train.new(cls=cls, shuffle=True, persistent_workers=persistent, **given)
     return type(dls)(sampled, *dls.loaders[1:], path=dls.path, device=dls.device)
+
+
+class ResampleCallback(Callback):
+    """Resample in one part of training only: `SampledDL` draws with its sampler from `start` to `stop`, else uniformly.
+
+    Rebalanced batches help features and rare labels, but teach the network that rare labels are frequent: its
+    probabilities come out too high. A last phase of uniform batches (the default) corrects that. `start=0.8, stop=1` is
+    the opposite order, deferred re-balancing (Cao et al., LDAM-DRW, NeurIPS 2019, section 3.3): features from the
+    natural distribution first.
+
+    The switch is made between epochs. Epochs of the two kinds differ in length, and fastai's schedules follow.
+
+    Args:
+        start, stop: shares of the epochs, 0 <= start < stop <= 1.
+
+    Raises:
+        ValueError: shares out of order; when training starts, a training loader that is not a `SampledDL`.
+    """
+
+    run_valid = False
+
+    def __init__(self, start: float = 0.0, stop: float = 0.8):
+        super().__init__()
+        if not 0 <= start < stop <= 1:
+            raise ValueError(f"start={start}, stop={stop}: give shares of the epochs with 0 <= start < stop <= 1.")
+        self.start, self.stop = start, stop
+
+    def before_train(self) -> None:
+        loader = self._loader()
+        if loader is None:
+            raise ValueError(
+                f"The training loader is a {type(self.learn.dls.train).__name__}, which has no sampler to switch: pass "
+                'sampler="class_aware" to from_csv, or make the loaders with with_sampler(dls).'
+            )
+        # With half an epoch's slack: 0.8 of 10 epochs is after the eighth, however 0.8 * 10 is rounded.
+        done = self.learn.epoch + 0.5
+        loader.resample = self.start * self.learn.n_epoch < done < self.stop * self.learn.n_epoch
+
+    def after_fit(self) -> None:
+        if (loader := self._loader()) is not None:
+            loader.resample = True
+
+    def _loader(self) -> SampledDL | None:
+        train = self.learn.dls.train
+        train = train.dl if type(train).__name__ == "DistributedDL" else train  # importing it would need accelerate
+        return train if isinstance(train, SampledDL) else None

@@ -1,4 +1,4 @@
-"""One process of a distributed test: MODE-LEVEL ... OUT. Rank 0 writes what it saw to OUT."""
+"""One process of a distributed test: MODE-LEVEL (or sampled-SAMPLER) ... OUT. Rank 0 writes what it saw to OUT."""
 
 import sys
 
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastai_crl.callback import CRLCallback
 from fastai_crl.distributed import gather_rows, scale_gradient
 from fastai_crl.losses import CRL
+from fastai_crl.sampled import ResampleCallback, with_sampler
 
 
 def make_model():
@@ -53,6 +54,26 @@ def fastai_run(gather, level):
     return {"step": learn.spy.steps[0], "counts": crl.history[0][2], "columns": list(learn.recorder.metric_names)}
 
 
+def sampled_run(sampler):
+    "Two epochs in `distrib_ctx`, the first resampled: the samples of the k-th batches of all processes together."
+    x, y = make_data(96)
+    data = torch.utils.data.TensorDataset(torch.cat([torch.arange(96.0)[:, None], x[:, 1:]], 1), y)
+    dls = DataLoaders.from_dsets(data, data, bs=16 // dist.get_world_size(), num_workers=0, device="cpu")
+    drawn = []
+
+    class Drawn(Callback):
+        run_valid = False
+
+        def after_batch(self):
+            drawn.append(gather_rows(self.learn.xb[0])[0][:, 0].long().tolist())
+
+    cbs = [CRLCallback(alpha=0.4, k=5), ResampleCallback(stop=0.5), Drawn()]
+    learn = Learner(with_sampler(dls, sampler, y), make_model(), loss_func=BCEWithLogitsLossFlat(), cbs=cbs)
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar():
+        learn.fit(2, lr=0.0)
+    return {"drawn": drawn, "validated": len(learn.recorder.values)}
+
+
 def uneven_run(level):
     "Processes with different numbers of rows, one of them with none: the term alone, through DistributedDataParallel."
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -77,7 +98,10 @@ if __name__ == "__main__":
     results = {}
     for name in runs:
         mode, level = name.split("-")
-        results[name] = uneven_run(level) if mode == "uneven" else fastai_run(mode == "gather", level)
+        if mode == "sampled":
+            results[name] = sampled_run(level)
+        else:
+            results[name] = uneven_run(level) if mode == "uneven" else fastai_run(mode == "gather", level)
     if dist.get_rank() == 0:
         torch.save(results, out)
     dist.barrier()

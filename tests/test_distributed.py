@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastai_crl.distributed import n_processes, scale_gradient
 from fastai_crl.losses import CRL
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 pytest.importorskip("accelerate", reason="fastai trains distributed with accelerate")
 pytest.importorskip("fastai.distributed")
@@ -26,8 +28,11 @@ ACCELERATE = (
 
 
 RUNS = {  # launcher, processes, what they run
-    "torchrun-2": (TORCHRUN, 2, ("gather-class", "gather-instance", "alone-class", "uneven-class")),
-    "torchrun-4": (TORCHRUN, 4, ("gather-class", "uneven-class", "uneven-instance")),
+    "torchrun-2": (
+        *(TORCHRUN, 2),
+        ("gather-class", "gather-instance", "alone-class", "uneven-class", "sampled-class_aware"),
+    ),
+    "torchrun-4": (TORCHRUN, 4, ("gather-class", "uneven-class", "uneven-instance", "sampled-repeat_factor")),
     "accelerate-2": (ACCELERATE, 2, ("gather-class",)),
 }
 
@@ -117,6 +122,19 @@ def test_uneven_batches(launch, name, level):
     expected = torch.autograd.grad(term, list(model.parameters()), allow_unused=True, materialize_grads=True)
     for ours, theirs in zip(result["grads"], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sampler"), [("torchrun-2", "class_aware"), ("torchrun-4", "repeat_factor")])
+def test_samplers_over_processes(launch, name, sampler):
+    "The k-th batches of all processes together are the sampler's k-th batch; the second epoch is uniform."
+    drawn = launch(name, f"sampled-{sampler}")["drawn"]
+    targets = make_data(96)[1]
+    made = ClassAwareSampler(targets, 16) if sampler == "class_aware" else RepeatFactorSampler(targets)
+    first = made.indices(0)
+    whole = len(first) // 16
+    assert [sorted(b) for b in drawn[:whole]] == np.sort(first[: whole * 16].reshape(-1, 16), 1).tolist()
+    assert sorted(i for b in drawn[whole:] for i in b) == list(range(96))
 
 
 def test_one_process():
