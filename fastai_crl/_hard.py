@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._rows import Rows
 
-__all__ = ["Hard", "pairwise_distance"]
+__all__ = ["Hard", "negatives", "pairwise_distance"]
 
 _BIG = 1e30  # beyond any score or distance
 
@@ -28,6 +28,14 @@ def _lowest(values: Tensor, k: int) -> Tensor:
 def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     "(R, len(columns)): 0 for the first `sizes` of each row, -_BIG for the others."
     return (columns >= sizes[:, None]).to(dtype) * -_BIG
+
+
+def negatives(rows: Rows, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    "Hard negatives of each row by (M, n) score (paper, eq. 5): `far` and `far_bar` of `Hard`."
+    (m, n), device = scores.shape, scores.device
+    far = _lowest(torch.add(-scores, rows.closed, alpha=_BIG), min(k, n))
+    far_bar = _bar(rows.against, torch.arange(far.shape[1], device=device), scores.dtype)
+    return far + torch.arange(0, m * n, n, device=device)[:, None], far_bar
 
 
 @dataclass
@@ -69,10 +77,7 @@ class Hard:
         bar = _bar(count, column, dtype).index_select(0, row).scatter_(1, itself[:, None], -_BIG)
         if memory is not None:
             near, bar = cls._remember(rows, scores, memory, near, _bar(rows.count, column, dtype), place, row, k)
-        far = _lowest(torch.add(-scores, rows.closed, alpha=_BIG), min(k, n))
-        far = far + torch.arange(0, m * n, n, device=device)[:, None]
-        far_bar = _bar(rows.against, torch.arange(far.shape[1], device=device), dtype)
-        return cls(place, row.clamp_max(m - 1), near, bar, far, far_bar, True)
+        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(rows, scores, k), True)
 
     @staticmethod
     def _remember(

@@ -2,8 +2,9 @@
 
 Everything is static in shape and free of host synchronisation: results are padded to a bound that follows from the
 arguments alone, with masks that say what is real. In joint scope the bound is small by construction: the minority
-classes hold at most ρ·n positives between them, so there are at most ρ·n anchors and ρ·n/2 classes to mine, however
-many labels there are. Masks that meet arithmetic are floats of 0 and 1: a CPU multiplies much faster than it selects.
+classes hold at most ρ·n positives between them, so there are at most ρ·n anchors and ρ·n/2 classes to mine (ρ·n where
+a lone positive will do), however many labels there are. Masks that meet arithmetic are floats of 0 and 1: a CPU
+multiplies much faster than it selects.
 """
 
 from __future__ import annotations
@@ -95,18 +96,28 @@ class Rows:
 
     @classmethod
     def select(
-        cls, y: Tensor, rho: float, scope: Scope, frequency: Tensor | None = None, remembered: Tensor | None = None
+        cls,
+        y: Tensor,
+        rho: float,
+        scope: Scope,
+        frequency: Tensor | None = None,
+        remembered: Tensor | None = None,
+        lone: bool = False,
     ) -> Rows:
-        "Rows of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold."
+        """Rows of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
+
+        `lone`: a class needs one sample only, as its anchors are compared with negatives alone.
+        """
         (n, n_classes), limit = y.shape, _limit(rho, y.shape[0])
         inside, closed, flipped = sides(y, scope)
         h, label = inside.sum(1), None
         if remembered is not None and flipped is not None:
             remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
-        small = minority(h, n, rho, scope, frequency, 0 if remembered is None else remembered.sum(1))
+        small = minority(h, n, rho, scope, frequency, int(lone) if remembered is None else remembered.sum(1))
         most = max(1, limit if scope == "joint" else min(limit, n // 2))
         if scope == "joint" and 4 * limit < n_classes:  # few of them can be minority: worth the selecting
-            label = small.argsort(descending=True, stable=True)[: max(1, limit // (2 if remembered is None else 1))]
+            each = 1 if lone or remembered is not None else 2
+            label = small.argsort(descending=True, stable=True)[: max(1, limit // each)]
             h, small, inside, closed = (t.index_select(0, label) for t in (h, small, inside, closed))
             remembered = None if remembered is None else remembered.index_select(0, label)
         against = torch.rsub(closed.sum(1), n)
@@ -127,10 +138,17 @@ class Rows:
         "Samples an anchor of each row can be compared with as its fellows, (M,) long; -1 or more where there is none."
         return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
 
-    def triplets(self, k: int, n_classes: int) -> Tensor:
-        "Triplets of each label, (C,) long."
-        triplets = self.count * self.partners().clamp(0, k) * self.against.clamp_max(k)
-        return triplets if self.label is None else triplets.new_zeros(n_classes).scatter_(0, self.label, triplets)
+    def pairs(self, k: int) -> Tensor:
+        "Pairs of an anchor and a hard negative of each row, (M,) long."
+        return self.count * self.against.clamp_max(k)
+
+    def triplets(self, k: int) -> Tensor:
+        "Triplets of each row, (M,) long."
+        return self.pairs(k) * self.partners().clamp(0, k)
+
+    def by_label(self, values: Tensor, n_classes: int) -> Tensor:
+        "(M,) of rows -> (C,) of labels, 0 where a label has no row."
+        return values if self.label is None else values.new_zeros(n_classes).scatter_(0, self.label, values)
 
     def anchors(self) -> tuple[Tensor, Tensor, Tensor]:
         """All minority samples, row by row.

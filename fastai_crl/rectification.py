@@ -14,15 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from . import criteria
 from ._checks import check_arguments, check_batch, choice, plain
-from ._hard import Hard, pairwise_distance
+from ._hard import Hard, negatives, pairwise_distance
 from ._rows import Level, Rows, Scope, membership
 from .memory import PositiveMemory
 
-__all__ = ["CRITERIA", "CRL", "Criterion", "ScoreSpace"]
+__all__ = ["CRITERIA", "CRL", "Average", "Criterion", "ScoreSpace"]
 
-CRITERIA = ("relative", "absolute", "distribution")
-Criterion = Literal["relative", "absolute", "distribution"]
+CRITERIA = ("relative", "absolute", "distribution", "ranking")
+Criterion = Literal["relative", "absolute", "distribution", "ranking"]
 ScoreSpace = Literal["probability", "logit"]
+Average = Literal["triplet", "label"]
 
 # Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
 _SLICE = 2**22
@@ -36,7 +37,9 @@ class CRL(nn.Module):
 
     - `criterion="relative"` (eq. 9): mean over all triplets of max(0, m + d(a,+) - d(a,-));
     - `criterion="absolute"` (eq. 13): ½·(mean d(a,+)² + mean max(m - d(a,-), 0)²) over the pairs;
-    - `criterion="distribution"` (eqs. 14-16): Σ_t h⁺_t Σ_{k≤t} h⁻_k of the pairs' soft histograms.
+    - `criterion="distribution"` (eqs. 14-16): Σ_t h⁺_t Σ_{k≤t} h⁻_k of the pairs' soft histograms;
+    - `criterion="ranking"` (class level; not in the paper): mean over all pairs of max(0, m - d(a,-)). Without d(a,+)
+      nothing draws a label's confident positives towards its worst, and a lone positive is an anchor too.
 
     The distances: at class level d(a,+) = |p_a - p_+| and d(a,-) = p_a - p_-, *signed*, on the anchor label's scores
     (eq. 10); at instance level ‖f_a - f_*‖₂ on the features (eq. 11).
@@ -49,7 +52,9 @@ class CRL(nn.Module):
             joint scope and 2 in attribute scope. The distribution criterion has none.
         scope: `"joint"` profiles all labels together, `"attribute"` each as a binary attribute. See `minority_classes`.
         level: `"class"` mines by score, `"instance"` by feature distance.
-        criterion: `"relative"`, `"absolute"` or `"distribution"`.
+        criterion: `"relative"`, `"absolute"`, `"distribution"` or `"ranking"`.
+        average: `"triplet"` (paper): the mean is over all triplets, so labels with more of them weigh more; `"label"`:
+            each label's mean counts the same. For the criteria `"relative"` and `"ranking"`.
         score_space: `"probability"` (the paper: sigmoid, or softmax for class indices) or `"logit"`, the log-odds of
             that probability, whose gradient does not vanish with p·(1 - p) where labels are rare.
         bins: τ, nodes of the distribution criterion's histograms, over [-1, 1] for probabilities, else over the range
@@ -66,7 +71,7 @@ class CRL(nn.Module):
         zeros are negatives) or (n,) class indices; features (n, d) at instance level.
 
     Attributes:
-        counts: (C,) long, triplets of each label in the last call; None before the first.
+        counts: (C,) long, triplets of each label in the last call (`"ranking"`: pairs); None before the first.
 
     Raises:
         ValueError: unknown options, shapes that do not match, NaN or infinite logits or features, targets outside
@@ -86,6 +91,7 @@ class CRL(nn.Module):
         memory: int = 0,
         max_age: int = 100,
         frequency: Sequence[float] | Tensor | None = None,
+        average: Average = "triplet",
     ):
         super().__init__()
         check_arguments(k, rho, scope, level)
@@ -93,17 +99,25 @@ class CRL(nn.Module):
         choice("score_space", score_space, ("probability", "logit"))
         if margin is not None and not 0 <= margin < math.inf:
             raise ValueError(f"margin={margin!r}: give a finite distance of at least 0, or None for the paper's.")
+        choice("average", average, ("triplet", "label"))
+        if average == "label" and criterion not in ("relative", "ranking"):
+            raise ValueError(f'average="label" needs criterion="relative" or "ranking", not {criterion!r}.')
+        if criterion == "ranking" and (level == "instance" or memory):
+            raise ValueError(
+                f'criterion="ranking" compares scores with those of negatives: it has no level={level!r} and no use '
+                f'for memory={memory!r}. Use level="class" and memory=0.'
+            )
         if bins < 2:
             raise ValueError(f"bins={bins!r}: a histogram needs at least 2 nodes.")
         self.k, self.rho, self.margin, self.scope, self.level = k, rho, margin, scope, level
-        self.criterion, self.score_space, self.bins = criterion, score_space, bins
+        self.criterion, self.score_space, self.bins, self.average = criterion, score_space, bins, average
         self.frequency = None if frequency is None else torch.as_tensor(frequency, dtype=torch.float32)
         self.memory, self.max_age = memory, max_age
         self.past = PositiveMemory(memory, max_age, level) if memory else None
         self.counts: Tensor | None = None
 
     def extra_repr(self) -> str:
-        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory")
+        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory", "average")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def __getstate__(self) -> dict:
@@ -160,15 +174,15 @@ class CRL(nn.Module):
                 past = repeat(None) if memory is None else zip(*(t.split(width) for t in memory), strict=True)
                 slices = zip(scores.split(width, 1), y.split(width, 1), past, repeat(None))
                 part = self._part
-                if self.level == "instance" or self.criterion != "relative":  # whose graph holds every pair
+                if self.level == "instance" or self.criterion in ("absolute", "distribution"):  # with every pair
                     part = partial(checkpoint, part, use_reentrant=False)
                 parts = (part(*tensors, *shared) for tensors in slices)
                 counts, *sums = zip(*parts, strict=True)
                 self.counts, sums = torch.cat(counts), map(sum, sums)
             if self.past is not None and self.training:
                 self.past.write(scores if features is None else features.to(scores.dtype), y == 1)
-            if self.criterion == "relative":
-                return criteria.relative_loss(*sums, self.counts)
+            if self.criterion in ("relative", "ranking"):
+                return criteria.relative_loss(*sums, self.counts, self.average == "label")
             return getattr(criteria, f"{self.criterion}_loss")(*sums)
 
     def _slice_width(self, n: int, n_classes: int) -> int:
@@ -200,17 +214,22 @@ class CRL(nn.Module):
         "Triplets per label and the criterion's sums for a slice of the labels."
         past, valid = (None, None) if memory is None else memory
         with torch.no_grad():
-            rows = Rows.select(y, self.rho, self.scope, None if frequency is None else frequency.to(y.device), valid)
-            counts = rows.triplets(self.k, y.shape[1])
+            frequency, ranking = None if frequency is None else frequency.to(y.device), self.criterion == "ranking"
+            rows = Rows.select(y, self.rho, self.scope, frequency, valid, ranking)
+            counts = rows.pairs(self.k) if ranking else rows.triplets(self.k)
+            share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
+            counts = rows.by_label(counts, y.shape[1])
             past = past if past is None or rows.label is None else past.index_select(0, rows.label)
         if distance is None:
             scores = rows.scores(scores)
+            if ranking:
+                return counts, self._ranking(rows, scores, margin, share)
             with torch.no_grad():
                 hard = Hard.by_score(rows, scores.detach(), self.k, past)
             taken, (own, near, far) = _take((scores, past), hard.anchor, hard.near, hard.far)
             if self.criterion == "relative":
                 weights, active = criteria.relative_weights(
-                    own, near, hard.near_bar, far, hard.far_bar, hard.row, margin
+                    own, near, hard.near_bar, far, hard.far_bar, hard.row, margin, share
                 )
                 return counts, taken.dot(weights) + margin * active
             to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
@@ -220,13 +239,24 @@ class CRL(nn.Module):
                 hard = Hard.by_distance(rows, distance.detach(), self.k, None if past is None else past.detach())
             _, (to_pos, to_neg) = _take((distance, past), hard.near, hard.far)
             if self.criterion == "relative":
-                return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin)
+                share = None if share is None else share.index_select(0, hard.row)
+                return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin, share)
         pos = hard.near_bar == 0
         pairs = (to_pos, pos, to_neg, (hard.each(hard.far_bar) == 0) & pos.any(1, keepdim=True))
         if self.criterion == "distribution":
             low = 0.0 if distance is not None else -span
             return counts, *criteria.distribution_sums(*pairs, low, span, self.bins)
         return counts, *getattr(criteria, f"{self.criterion}_sums")(*pairs, margin)
+
+    def _ranking(self, rows: Rows, scores: Tensor, margin: float, share: Tensor | None) -> Tensor:
+        "The sum of the hinges of all pairs of an anchor and a hard negative, from the rows' (M, n) scores."
+        with torch.no_grad():
+            _, place, row = rows.anchors()
+            real, row = row < len(scores), row.clamp_max(len(scores) - 1)
+            far, far_bar = negatives(rows, scores.detach(), self.k)
+        taken, (own, pushed) = _take((scores,), place.clamp_max(scores.numel() - 1), far)
+        weights, active = criteria.ranking_weights(own, real, pushed, far_bar, row, margin, share)
+        return taken.dot(weights) + margin * active
 
 
 def _take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -7,7 +7,7 @@ Scores are lists of lists of numbers, or of scalar tensors where a gradient is w
 import math
 
 
-def profile(targets, rho, scope):
+def profile(targets, rho, scope, least=2):
     "Label -> the samples of its minority side and of the other side, for the labels that are minority."
     n, n_classes = len(targets), len(targets[0])
     sides = {}
@@ -21,7 +21,7 @@ def profile(targets, rho, scope):
     for c in sorted(sides, key=lambda c: (len(sides[c][0]), c)):
         size = len(sides[c][0])
         total = total + size if scope == "joint" else size
-        if total <= rho * n + 1e-6 and size >= 2:
+        if total <= rho * n + 1e-6 and size >= least:
             minority[c] = sides[c]
     return minority
 
@@ -76,8 +76,34 @@ def pair_distances(found, scores, targets, scope, level, features):
     return each, positives, negatives
 
 
-def relative(each, margin):
-    return sum(max(0 * (p + q), margin + p - q, key=float) for p, q in each) / len(each)
+def mean(values):
+    return sum(values) / len(values)
+
+
+def average(values, labels, how):
+    "Of all values, or of each label's mean."
+    if how == "triplet":
+        return mean(values)
+    return mean([mean([v for v, c in zip(values, labels, strict=True) if c == label]) for label in sorted(set(labels))])
+
+
+def relative(each, margin, labels=None):
+    hinges = [max(0 * (p + q), margin + p - q, key=float) for p, q in each]
+    return mean(hinges) if labels is None else average(hinges, labels, "label")
+
+
+def ranking(scores, targets, k, rho, scope, margin, how):
+    "Hinges of each anchor and its label's highest-scored negatives; None without any. One anchor makes a class."
+    hinges, labels = [], []
+    for c, (inside, outside) in profile(targets, rho, scope, least=1).items():
+        sign = -1 if flipped(targets, c, scope) else 1
+        hardest = sorted(outside, key=lambda j, c=c, sign=sign: (-sign * float(scores[j][c]), j))[:k]
+        for a in inside:
+            for j in hardest:
+                gap = sign * (scores[a][c] - scores[j][c])
+                hinges.append(max(0 * gap, margin - gap, key=float))
+                labels.append(c)
+    return (average(hinges, labels, how) if hinges else None), labels
 
 
 def absolute(positives, negatives, margin):

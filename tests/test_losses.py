@@ -19,7 +19,12 @@ from fastai_crl.losses import CRL
 
 from . import oracle
 
-VARIANTS = [(level, criterion) for level in ("class", "instance") for criterion in losses.CRITERIA]
+VARIANTS = [
+    (level, criterion)
+    for level in ("class", "instance")
+    for criterion in losses.CRITERIA
+    if (level, criterion) != ("instance", "ranking")
+]
 
 
 def expected_loss(logits, targets, features, crl):
@@ -34,6 +39,9 @@ def expected_loss(logits, targets, features, crl):
         others = logits.unsqueeze(1).masked_fill(torch.eye(n_classes, dtype=torch.bool), -math.inf)
         p = logits if targets.ndim == 2 else logits - others.logsumexp(2).clamp_min(-1e9)
     scores = p
+    if crl.criterion == "ranking":
+        margin = {"probability": 0.5, "logit": 2.0}[crl.score_space] if crl.margin is None else crl.margin
+        return oracle.ranking(scores, rows, crl.k, crl.rho, crl.scope, margin, crl.average)[0]
     found = oracle.triplets(scores.tolist(), rows, crl.k, crl.rho, crl.scope, crl.level, features.tolist())
     if not found:
         return None
@@ -43,7 +51,7 @@ def expected_loss(logits, targets, features, crl):
         margin = 2 * math.pi / (n_classes if crl.scope == "joint" else 2)
     margin = margin if crl.margin is None else crl.margin
     if crl.criterion == "relative":
-        return oracle.relative(each, margin)
+        return oracle.relative(each, margin, [c for *_, c in found] if crl.average == "label" else None)
     if crl.criterion == "absolute":
         return oracle.absolute(positives, negatives, margin)
     if crl.level == "instance":
@@ -85,6 +93,9 @@ def test_value_and_gradient_equal_plain_loop(data, level, criterion, scope, spac
         criterion=criterion,
         score_space=space,
         bins=data.draw(st.sampled_from([2, 17, 100])),
+        average=data.draw(
+            st.sampled_from(["triplet", "label"] if criterion in ("relative", "ranking") else ["triplet"])
+        ),
     )
     inputs = (logits.requires_grad_(), features.requires_grad_())
     expected = expected_loss(logits, targets, features, crl)
@@ -111,7 +122,9 @@ def run(crl, logits, targets, features):
 
 
 def each_variant(**options):
-    return [CRL(level=level, criterion=criterion, **options) for level, criterion in VARIANTS]
+    variants = [CRL(level=level, criterion=criterion, **options) for level, criterion in VARIANTS]
+    by_label = [(v.level, v.criterion) for v in variants if v.criterion in ("relative", "ranking")]
+    return variants + [CRL(level=level, criterion=c, average="label", **options) for level, c in by_label]
 
 
 @pytest.mark.parametrize("scope", ["joint", "attribute"])
@@ -232,6 +245,21 @@ def test_slices_of_the_labels_equal_the_whole(monkeypatch, level, criterion):
         assert crl._slice_width(30, 9) < 9
         for part, expected in zip(run(crl, *inputs), whole, strict=True):
             torch.testing.assert_close(part, expected)
+
+
+def test_ranking_counts_pairs_and_takes_lone_positives():
+    targets = torch.zeros(10, 3)
+    targets[0, 0] = targets[1, 1] = targets[2, 1] = 1
+    targets[3:, 2] = 1
+    logits = torch.randn(10, 3, requires_grad=True)
+    crl = CRL(4, criterion="ranking")
+    value = crl(logits, targets)
+    expected, labels = oracle.ranking(logits.sigmoid(), targets.tolist(), 4, 0.5, "joint", 0.5, "triplet")
+    assert crl.counts.tolist() == [labels.count(c) for c in range(3)] == [4, 8, 0]
+    torch.testing.assert_close(value, expected)
+    alone = CRL(4)
+    alone(logits, targets)
+    assert alone.counts.tolist() == [0, 2 * 4, 0]
 
 
 def test_unused_labels_change_nothing():
@@ -382,6 +410,10 @@ def test_pickles_without_its_last_batch():
         ({"criterion": "cosine"}, "criterion='cosine'.*'relative', 'absolute', 'distribution'"),
         ({"score_space": "odds"}, "score_space='odds'"),
         ({"bins": 1}, "bins=1"),
+        ({"average": "anchor"}, "average='anchor'"),
+        ({"average": "label", "criterion": "absolute"}, r'average="label" needs criterion=.*not .absolute.'),
+        ({"criterion": "ranking", "level": "instance"}, "no level='instance'"),
+        ({"criterion": "ranking", "memory": 8}, "no use for memory=8"),
     ],
 )
 def test_options_are_checked(options, message):
