@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +15,16 @@ from fastprogress.fastprogress import progress_bar
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.readers import header
 
-__all__ = ["PATTERN", "channel_files", "check_folder", "check_pattern", "found_ids", "image_ids", "offenders"]
+__all__ = [
+    "PATTERN",
+    "channel_files",
+    "check_folder",
+    "check_pattern",
+    "found_ids",
+    "image_ids",
+    "offenders",
+    "replace_file",
+]
 
 PATTERN: str = "{id}_{channel}.png"
 
@@ -26,6 +35,13 @@ _TIFF = (".tif", ".tiff", ".tif.gz", ".tiff.gz")
 def offenders(what: str, items: Sequence[Any], fix: str) -> str:
     """Return an error message that names up to five of `items`, says how many there are, and ends with the fix."""
     return f"{what} ({len(items)} in all): {', '.join(map(str, items[:5]))}{', …' if len(items) > 5 else ''}. {fix}"
+
+
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` make `file` at once or not at all: whatever interrupts it, there is no half of a file."""
+    part = file.with_name(f"{file.name}.part")
+    write(part)
+    os.replace(part, file)
 
 
 def channel_files(prefix: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> list[Path]:

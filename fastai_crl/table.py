@@ -10,7 +10,7 @@ import pandas as pd
 from fastai_crl.files import offenders
 from fastai_crl.hpa import HPA_LABELS
 
-__all__ = ["make_names", "make_vocab", "number_first", "parse_csv", "read_csv", "split_labels"]
+__all__ = ["filled", "make_names", "make_vocab", "number_first", "parse_csv", "read_csv", "split_labels"]
 
 
 def parse_csv(file: Path, id_col: str = "Id", label_col: str = "Target") -> pd.DataFrame:
@@ -51,6 +51,14 @@ def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: s
         fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
         raise ValueError(offenders(f"Empty {label_col} in {file} for the ids", blank, fix))
     return df
+
+
+def filled(df: pd.DataFrame, id_col: str, col: str, what: str) -> pd.Series:
+    """Return column `col`, each image's `what`, as text; raise ValueError naming the ids where it is empty."""
+    text = df[col].astype(str).str.strip()
+    if blank := list(df[id_col][df[col].isna() | (text == "")]):
+        raise ValueError(offenders(f"Ids without a {col}", blank, f"Every image needs its {what}."))
+    return text
 
 
 def split_labels(text: str, delim: str | None) -> list[str]:
