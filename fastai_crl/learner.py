@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
@@ -14,13 +15,16 @@ from fastai.metrics import BalancedAccuracy, F1Score, accuracy
 from fastai.torch_core import params
 from fastai.vision.learner import default_split, model_meta, vision_learner
 from fastcore.foundation import L
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from .callback import CRLCallback, Schedule
+from .labels import label_names
 from .losses import CRL, CRLLoss, default_base_loss
 from .metrics import MacroF1, MeanAP
 from .rivals import make_loss
+from .thresholds import FittedThresholds, fit_thresholds, set_thresholds, thresholds_of
 
 __all__ = ["CRLLearner", "crl_learner"]
 
@@ -28,13 +32,38 @@ _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 
 
 class CRLLearner(Learner):
-    "A fastai `Learner` whose `fit_one_cycle` needs no argument: `n_epoch` defaults to `default_epochs`."
+    """A fastai `Learner` whose `fit_one_cycle` needs no argument, and that can decide by a threshold per label.
+
+    Attributes:
+        default_epochs: epochs of `fit_one_cycle()`.
+        thresholds: (C,) thresholds that multi-label decisions go by, and an export keeps; None where one number, the
+            loss function's, serves all labels. May be set: see `set_thresholds`.
+    """
 
     default_epochs: int = 10
 
     def fit_one_cycle(self, n_epoch: int | None = None, *args: Any, **kwargs: Any) -> None:
         "fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."
         super().fit_one_cycle(self.default_epochs if n_epoch is None else n_epoch, *args, **kwargs)
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        return thresholds_of(self)
+
+    @thresholds.setter
+    def thresholds(self, values: float | ArrayLike) -> None:
+        set_thresholds(self, values)
+
+    def fit_thresholds(self, ds_idx: int = 1, dl: Any = None, **options: Any) -> FittedThresholds:
+        """Fit `thresholds` to the predictions on the validation set, or on `dl`, and keep them.
+
+        options: of the function `fit_thresholds`. Returns `FittedThresholds`: (thresholds, report).
+        """
+        probs, targets = self.get_preds(ds_idx=ds_idx, dl=dl)
+        options.setdefault("names", label_names(self.dls, probs.shape[1]))
+        fitted = fit_thresholds(probs, targets, **options)
+        self.thresholds = fitted.thresholds
+        return fitted
 
 
 def crl_learner(

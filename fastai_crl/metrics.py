@@ -1,7 +1,7 @@
 """Metrics of imbalanced tasks, from scikit-learn: as functions of predictions, as fastai metrics, and as a table.
 
-The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label) or (n,) class indices (single-label:
-the decision is the likeliest class), as arrays or tensors. Where a label leaves a value undefined:
+The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label) or (n,) class indices (one label:
+the decision is the likeliest), as arrays or tensors. Where a label leaves a value undefined:
 
 - F1, precision, recall: 0 for a label that neither occurs nor is predicted (scikit-learn's `zero_division=0`), and it
   counts in the mean;
@@ -70,7 +70,7 @@ def _matrix(targ: ArrayLike, n_classes: int) -> np.ndarray:
     return targ > 0.5 if targ.ndim == 2 else np.eye(n_classes, dtype=bool)[targ.astype(int)]
 
 
-def _decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Targets and decisions, both (n, C) bool."
     pred = np.asarray(pred)
     chosen = decide(pred, thresh) if np.ndim(targ) == 2 else _matrix(pred.argmax(1), pred.shape[1])
@@ -89,7 +89,13 @@ def _mean(values: np.ndarray) -> float:
 
 
 # ---- values of each label, (C,) ----
-def _balanced(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def f1_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    "F1 of (n, C) bool decisions."
+    return _sklearn(f1_score, targ, chosen, average=None, zero_division=0)
+
+
+def balanced_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    "(True positive rate + true negative rate)/2 of (n, C) bool decisions; NaN for a label without one of the sides."
     matrix = _sklearn(multilabel_confusion_matrix, targ, chosen).astype(float)  # (C, true no/yes, said no/yes)
     with np.errstate(invalid="ignore"):
         return (matrix[:, 0, 0] / matrix[:, 0].sum(1) + matrix[:, 1, 1] / matrix[:, 1].sum(1)) / 2
@@ -109,7 +115,7 @@ def _auroc(pred: np.ndarray, targ: np.ndarray) -> np.ndarray:
 
 
 def _binned_gap(confidence: np.ndarray, hit: np.ndarray, bins: int) -> float:
-    "Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599, eq. 5)."
+    "Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599)."
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open on the left
     gap = np.bincount(which, confidence.astype(float) - hit, minlength=bins)
     return float(np.abs(gap).sum() / len(which))
@@ -122,12 +128,12 @@ def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) 
     The average is over all labels; one that neither occurs nor is predicted counts as 0 (scikit-learn's
     `zero_division=0`).
     """
-    return float(_sklearn(f1_score, *_decisions(pred, targ, thresh), average="macro", zero_division=0))
+    return float(f1_by_label(*decisions(pred, targ, thresh)).mean())
 
 
 def micro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     "F1 of all decisions of all labels counted together, as `macro_f1`; 0 to 1. With class indices it is the accuracy."
-    return float(_sklearn(f1_score, *_decisions(pred, targ, thresh), average="micro", zero_division=0))
+    return float(_sklearn(f1_score, *decisions(pred, targ, thresh), average="micro", zero_division=0))
 
 
 def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
@@ -136,9 +142,9 @@ def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | Ar
     Multi-label: the mean over labels of (true positive rate + true negative rate)/2, without the labels that have no
     positive or no negative. Single-label: balanced accuracy, the mean over classes that occur of their recall.
     """
-    targets, chosen = _decisions(pred, targ, thresh)
+    targets, chosen = decisions(pred, targ, thresh)
     if np.ndim(targ) == 2:
-        return _mean(_balanced(targets, chosen))
+        return _mean(balanced_by_label(targets, chosen))
     return _mean(_sklearn(recall_score, targets, chosen, average=None, zero_division=np.nan))
 
 
@@ -265,14 +271,14 @@ def label_report(
         A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
     """
     probs = np.asarray(probs)
-    true, chosen = _decisions(probs, targets, thresh)
+    true, chosen = decisions(probs, targets, thresh)
     precision, recall, f1, support = _sklearn(
         precision_recall_fscore_support, true, chosen, average=None, zero_division=0
     )
     table = {"support": support}
     if counts is not None:
         table |= {"train": np.asarray(counts), "group": frequency_groups(counts, cuts)}
-    table |= {"precision": precision, "recall": recall, "F1": f1, "balanced": _balanced(true, chosen)}
+    table |= {"precision": precision, "recall": recall, "F1": f1, "balanced": balanced_by_label(true, chosen)}
     if np.ndim(targets) == 2:
         table["threshold"] = np.broadcast_to(np.asarray(thresh, float), len(support))
     ece = [_binned_gap(p, t, 15) for p, t in zip(probs.T, true.T, strict=True)]

@@ -21,7 +21,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "train_hpa.py", EXAMPLES / "crl_hpa.ipynb"
 PICTURES = ("batch.png", "results.png", "training.png")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so small images, and on busy cores
-COLUMNS = ["label", "train", "support", "precision", "recall", "F1", "AP", "triplets"]
+COLUMNS = ["label", "train", "support", "precision", "recall", "F1", "balanced", "threshold", "AP", "AUROC", "ECE"]
+COLUMNS.append("triplets")
 
 
 def run_script(folder: Path, *args: object) -> str:

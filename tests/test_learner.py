@@ -144,3 +144,26 @@ def test_data_that_are_no_images():
     dls = DataLoaders.from_dsets(data, data, bs=4, num_workers=0, device="cpu")
     with pytest.raises(ValueError, match=r"\(4, 3\), \(4, 2\).*Learner\(dls, model, cbs=CRLCallback"):
         crl_learner(dls)
+
+
+def test_thresholds(hpa_dls, tmp_path):
+    learn = crl_learner(hpa_dls, xresnet18, path=tmp_path)
+    assert learn.thresholds is None
+    thresholds, report = learn.fit_thresholds(how="rate", folds=3)
+    assert learn.thresholds.tolist() == thresholds.tolist() and report.index.tolist() == list(hpa_dls.vocab)
+    probs, targets = learn.get_preds()
+    assert report.positives.tolist() == targets.sum(0).tolist()
+    assert (
+        learn.predict(hpa_dls.valid_ds.items.iloc[0])[1].tolist() == (probs[0].double().numpy() > thresholds).tolist()
+    )
+    learn.thresholds = thresholds / 2
+    learn.export("x.pkl")
+    assert load_learner(tmp_path / "x.pkl").thresholds.tolist() == (thresholds / 2).tolist()
+
+
+def test_loss_by_name(hpa_dls, single_label_dls):
+    learn = crl_learner(hpa_dls, xresnet18, loss_func="weighted_bce")
+    assert learn.loss_func.func.pos_weight.shape == (hpa_dls.c,)
+    assert crl_learner(single_label_dls, xresnet18, loss_func="focal").loss_func.func.gamma == 2
+    with pytest.raises(ValueError, match="loss of a single-label task='bce' is unknown"):
+        crl_learner(single_label_dls, xresnet18, loss_func="bce")
