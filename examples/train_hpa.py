@@ -178,6 +178,7 @@ def main(
     arch: str = "small",  # architecture: small (for a CPU), or a name of fastai, torchvision or timm
     pretrained: bool = False,  # start from ImageNet weights: downloads them, and trains one epoch more, frozen
     alpha: str = "auto",  # share of the rectification in the loss, 0 to 1; 0 switches it off
+    criterion: str = "ranking",  # of the rectification: ranking (crl_learner's default), or the paper's relative
     seed: int = 42,  # of the split, the weights and the batches
     n: int = 1200,  # SYNTHETIC set: images to train and validate on; a tenth as many to test on
     imbalance: str = "mild",  # SYNTHETIC set: mild (20:1) or real (1171:1, as the Human Protein Atlas)
@@ -212,7 +213,8 @@ def main(
     set_seed(seed, reproducible=True)
     network = small_resnet if quick else getattr(fastai_vision, arch, arch)
     head = {"lin_ftrs": [], "ps": 0.1} if quick else {}
-    learn = crl_learner(dls, network, alpha=alpha, pretrained=pretrained, n_epoch=epochs, **head)
+    crl = {} if criterion == "ranking" else {"criterion": criterion}
+    learn = crl_learner(dls, network, alpha=alpha, pretrained=pretrained, n_epoch=epochs, **crl, **head)
     learn.path = out
     table = EpochTable(echo=not terminal)
     with ExitStack() as quiet:

@@ -12,12 +12,14 @@ from fastcore.meta import delegates
 from PIL import Image
 from sklearn.preprocessing import MultiLabelBinarizer
 
+import fastai_crl.show  # noqa: F401  (registers how fastai shows such batches and results)
 from fastai_crl._checks import choice
 from fastai_crl._targets import RowLabels, RowPrefix, target_block
 from fastai_crl._tfms import Stats, check_tfms, make_stats, make_tfms
 from fastai_crl.files import PATTERN, check_folder, image_ids
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.image import OpenMultiChannel, TensorMultiChannel
+from fastai_crl.pack import Packed, PackedDL, pack
 from fastai_crl.sampled import with_sampler
 from fastai_crl.samplers import SAMPLERS
 from fastai_crl.splits import valid_rows
@@ -31,16 +33,29 @@ def MultiChannelBlock(
     size: int | tuple[int, int] | None = None,
     pattern: str = PATTERN,
     resample: int = Image.Resampling.BILINEAR,
+    bits: int | None = None,
+    stretch: float | tuple[float, float] | None = None,
+    cache: Packed | None = None,
 ) -> TransformBlock:
-    """Return a `TransformBlock` for images stored as one grey file per channel, for use in a plain `DataBlock`.
+    """Return a `TransformBlock` for multi-channel images in 8- or 16-bit files, for use in a plain `DataBlock`.
 
     An item is a path prefix folder/id (str or Path); its files are folder/`pattern`, with {id} and {channel} filled
-    in. Items become uint8 `TensorMultiChannel` (C,H,W), batches float 0..1. Each channel is resized on its own to
-    `size` (an int, or (height, width)) as it is read: fastai's item transform `Resize` does nothing to a tensor.
+    in: one per channel or, for a pattern such as "{id}.tif", one for all. Items become uint8 `TensorMultiChannel`
+    (C,H,W), batches float 0..1. Each channel is resized on its own to `size` (an int, or (height, width)) as it is
+    read: fastai's item transform `Resize` does nothing to a tensor.
 
-    Raises ValueError for a pattern without {id} or {channel}, or for no or repeated channels.
+    bits, stretch: depth of 16-bit files and percentile stretch, see `open_channels`.
+    cache: what `pack` returned for the same arguments: images come from it, whole batches at a time.
+
+    Raises ValueError for a pattern without {id} or {channel}, for no or repeated channels, or bits or stretch out of
+    range.
     """
-    return TransformBlock(type_tfms=OpenMultiChannel(channels, size, pattern, resample), batch_tfms=IntToFloatTensor)
+    return _block(OpenMultiChannel(channels, size, pattern, resample, bits, stretch, cache))
+
+
+def _block(reader: OpenMultiChannel) -> TransformBlock:
+    dl_type = None if reader.cache is None else PackedDL
+    return TransformBlock(type_tfms=reader, batch_tfms=IntToFloatTensor, dl_type=dl_type)
 
 
 class HPADataLoaders(DataLoaders):
@@ -71,6 +86,9 @@ class HPADataLoaders(DataLoaders):
         check: bool = True,
         label_names: str | Mapping[Any, str] | Sequence[str] | None = None,
         pattern: str = PATTERN,
+        bits: int | None = None,
+        stretch: float | tuple[float, float] | None = None,
+        cache: bool | str | Path = False,
         sampler: str | None = None,
         stratify: bool = False,
         fold_col: str | None = None,
@@ -110,6 +128,11 @@ class HPADataLoaders(DataLoaders):
         check: check the files before training (see `check_folder`).
         label_names: what pictures show instead of the labels: "hpa", a mapping from label to name, or a list in the
             order of the vocab.
+        pattern, bits, stretch: name of the image files, depth of the data in 16-bit files, percentile stretch: see
+            `open_channels`.
+        cache: True decodes and resizes all images once into path/.cache (or another folder, if given) and takes batches
+            from there; later calls use what is there, as long as the files have not changed. No workers are then
+            started unless num_workers= or item_tfms= asks for them. See `pack`.
         sampler: how training batches are drawn, with `seed`: None (shuffled), "class_aware" (as many labels as fit
             have two positives in each batch) or "repeat_factor" (images of rare labels come more often). An epoch is
             then longer. See `fastai_crl.samplers`; for its options, and any sampler, use `with_sampler`.
@@ -124,7 +147,7 @@ class HPADataLoaders(DataLoaders):
         images = path / folder
         channels = (channels,) if isinstance(channels, str) else tuple(channels)
         check_tfms(item_tfms, batch_tfms, len(channels))
-        block = MultiChannelBlock(channels, size, pattern)
+        reader = OpenMultiChannel(channels, size, pattern, bits=bits, stretch=stretch)
         aug = make_tfms(batch_tfms, crop, size)
         df = read_csv(path / csv_fname, id_col, label_col, label_delim)
         labels = df.set_index(id_col)[label_col].map(lambda s: split_labels(s, label_delim))
@@ -134,16 +157,23 @@ class HPADataLoaders(DataLoaders):
         valid = valid_rows(df, id_col, valid_pct, seed, group_col, valid_col, fold_col, fold, strata)
         if check:
             check_folder(images, df[id_col], channels, pattern, same_size=size is None)
+        if cache:
+            place = None if cache is True else cache
+            reader.cache = pack(
+                path, size, folder, df[id_col], channels, pattern, bits=bits, stretch=stretch, cache=place, check=False
+            )
+            if item_tfms is None:
+                kwargs.setdefault("num_workers", 0)  # starting workers takes longer than what they would do
         splitter = IndexSplitter(valid)
         train = splitter(df)[0]
         if stats is not None:
             prefixes = [images / i for i in df[id_col].iloc[list(train)]]
-            aug.append(Normalize.from_stats(*make_stats(stats, channels, prefixes, size, pattern, seed)))
+            aug.append(Normalize.from_stats(*make_stats(stats, channels, prefixes, reader, seed)))
         if len(train) < bs:
             kwargs.setdefault("drop_last", False)
         target = target_block(vocab, names, label_delim is not None)
         dblock = DataBlock(
-            blocks=(block, target),
+            blocks=(_block(reader), target),
             getters=[RowPrefix(images, id_col), RowLabels(label_col, label_delim)],
             splitter=splitter,
             item_tfms=item_tfms,

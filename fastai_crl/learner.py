@@ -100,7 +100,9 @@ def crl_learner(
             macro F1.
         cbs: more callbacks, beside `CRLCallback`.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency), and of fastai's `vision_learner`.
+            frequency, average), and of fastai's `vision_learner`. Default: criterion `"ranking"` with average `"label"`,
+            which did better than the paper's `"relative"` (the default of `CRL`) on every data set compared, see
+            `examples/benchmarks/compare.py`; with level `"instance"` or a memory, which it does not have, the paper's.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.
@@ -111,6 +113,8 @@ def crl_learner(
     """
     n_in, single_label = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
+    if "criterion" not in options and options.get("level") != "instance" and not options.get("memory"):
+        options = {"criterion": "ranking", "average": "label", **options}
     if isinstance(loss_func, CRLLoss):
         alpha, options = loss_func.alpha, {name: getattr(loss_func.crl, name) for name in _CRL_OPTIONS}
         loss_func = loss_func.base_loss

@@ -47,6 +47,22 @@ def test_multi_label_defaults(hpa_dls):
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("options", "criterion", "average"),
+    [
+        ({}, "ranking", "label"),
+        ({"average": "triplet"}, "ranking", "triplet"),
+        ({"criterion": "relative"}, "relative", "triplet"),
+        ({"memory": 4}, "relative", "triplet"),
+        ({"level": "instance"}, "relative", "triplet"),
+        ({"loss_func": CRLLoss(k=3)}, "relative", "triplet"),
+    ],
+)
+def test_default_criterion(hpa_dls, options, criterion, average):
+    term = crl_learner(hpa_dls, xresnet18, **options).crl.term
+    assert (term.criterion, term.average) == (criterion, average)
+
+
 def test_single_label_defaults(single_label_dls):
     learn = crl_learner(single_label_dls, xresnet18)
     assert isinstance(learn.loss_func, CrossEntropyLossFlat)
