@@ -19,7 +19,8 @@ from fastai_crl._tfms import Stats, check_tfms, make_stats, make_tfms
 from fastai_crl.files import PATTERN, check_folder, image_ids
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.image import OpenMultiChannel, TensorMultiChannel
-from fastai_crl.pack import Packed, PackedDL, pack
+from fastai_crl.pack import Packed, pack
+from fastai_crl.packed import PackedDL
 from fastai_crl.sampled import with_sampler
 from fastai_crl.samplers import SAMPLERS
 from fastai_crl.splits import valid_rows

@@ -29,11 +29,13 @@ from torch import nn
 
 import fastai_crl.image
 import fastai_crl.pack
+import fastai_crl.packed
 from fastai_crl.data import HPADataLoaders, MultiChannelBlock
 from fastai_crl.files import image_ids
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.image import TensorMultiChannel, open_channels
-from fastai_crl.pack import Packed, PackedDL, pack
+from fastai_crl.pack import Packed, pack
+from fastai_crl.packed import PackedDL
 from fastai_crl.sampled import SampledDL, with_sampler
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -428,8 +430,8 @@ def test_samplers(root, sampler, per_item):
 
 def test_targets_are_read_once(root, monkeypatch):
     dls = load(root, True)
-    calls, columns = [], fastai_crl.pack._columns
-    monkeypatch.setattr(fastai_crl.pack, "_columns", lambda *a: calls.append(1) or columns(*a))
+    calls, columns = [], fastai_crl.packed._columns
+    monkeypatch.setattr(fastai_crl.packed, "_columns", lambda *a: calls.append(1) or columns(*a))
     for _ in range(3):
         list(dls.train)
     list(dls.train.new(shuffle=False))
