@@ -8,9 +8,10 @@ from fastai.data.block import CategoryBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiCategory, OneHotEncode
 from fasttransform import Transform
 
+from fastai_crl.labels import label_names
 from fastai_crl.table import split_labels
 
-__all__ = ["RowLabels", "RowPrefix", "target_block"]
+__all__ = ["RowLabels", "RowPrefix", "shown_names", "target_block"]
 
 
 class RowPrefix(Transform):
@@ -81,3 +82,10 @@ def target_block(vocab: list[str], names: dict[str, str], multi: bool) -> Transf
     if multi:
         return TransformBlock(type_tfms=[_NamedMultiCategorize(vocab, names), OneHotEncode])
     return TransformBlock(type_tfms=_NamedCategorize(vocab, names))
+
+
+def shown_names(dls: Any, n_classes: int) -> list[str]:
+    """Return the names of the labels by column, as pictures show them: `label_names` of `from_csv`, else the vocab."""
+    pipelines = getattr(dls, "tls", None)
+    names = getattr(pipelines[-1].tfms, "names", {}) if pipelines else {}
+    return [names.get(v, v) for v in label_names(dls, n_classes)]

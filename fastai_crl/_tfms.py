@@ -23,7 +23,7 @@ from fasttransform import Transform
 from fastai_crl.augment import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.files import offenders
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
-from fastai_crl.image import open_channels
+from fastai_crl.image import OpenMultiChannel
 
 __all__ = ["Stats", "check_tfms", "make_stats", "make_tfms"]
 
@@ -31,9 +31,9 @@ Stats = tuple[Sequence[float], Sequence[float]]
 
 
 def make_stats(
-    stats: Any, channels: tuple[str, ...], prefixes: list[Path], size: Any, pattern: str, seed: int | None
+    stats: Any, channels: tuple[str, ...], prefixes: list[Path], reader: OpenMultiChannel, seed: int | None
 ) -> Stats:
-    """Return mean and standard deviation per channel, for intensities in 0..1."""
+    """Return mean and standard deviation per channel, for intensities in 0..1 of the images that `reader` opens."""
     if isinstance(stats, str):
         if stats == "hpa":
             if unknown := [c for c in channels if c not in HPA_CHANNELS]:
@@ -44,7 +44,7 @@ def make_stats(
         if stats == "imagenet":
             stats = imagenet_stats
         elif stats == "data":
-            return _measure(channels, prefixes, size, pattern, seed)
+            return _measure(prefixes, reader, seed)
         else:
             raise ValueError(f"stats={stats!r} must be 'hpa', 'imagenet', 'data', (mean, std) or None.")
     mean, std = ([float(v) for v in s] for s in stats)
@@ -56,14 +56,12 @@ def make_stats(
     return mean, std
 
 
-def _measure(
-    channels: tuple[str, ...], prefixes: list[Path], size: Any, pattern: str, seed: int | None, n: int = 512
-) -> Stats:
+def _measure(prefixes: list[Path], reader: OpenMultiChannel, seed: int | None, n: int = 512) -> Stats:
     """Return mean and standard deviation over all pixels of at most `n` images, drawn with `seed`."""
     picked = np.random.default_rng(0 if seed is None else seed).permutation(len(prefixes))[:n]
 
     def moments(i: int) -> np.ndarray:
-        x = open_channels(prefixes[i], channels, size, pattern).numpy().reshape(len(channels), -1) / 255.0
+        x = reader(prefixes[i]).numpy().reshape(len(reader.channels), -1) / 255.0
         return np.stack([np.full(len(x), x.shape[1]), x.sum(1), (x * x).sum(1)])
 
     with ThreadPoolExecutor() as pool:
