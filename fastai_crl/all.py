@@ -1,6 +1,14 @@
 """All that users need: `from fastai_crl.all import *`. (fastai itself is not exported: import it as usual.)"""
 
-from .augment import ChannelIntensity, Cutout, GaussianNoise, RandomAffine, RandomD4, microscopy_transforms
+from .augment import (
+    ChannelIntensity,
+    Cutout,
+    GaussianNoise,
+    RandomAffine,
+    RandomCropBatch,
+    RandomD4,
+    microscopy_transforms,
+)
 from .callback import CRLCallback
 from .check import FolderReport, check
 from .data import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, check_folder, image_ids
@@ -27,6 +35,7 @@ from .pack import Packed, pack
 from .rivals import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from .sampled import ResampleCallback, SampledDL, with_sampler
 from .samplers import ClassAwareSampler, RepeatFactorSampler
+from .show import show_predictions
 from .splits import add_folds, label_counts
 from .synth import make_hpa
 from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
@@ -64,6 +73,7 @@ __all__ = [
     "MultiChannelBlock",
     "Packed",
     "RandomAffine",
+    "RandomCropBatch",
     "RandomD4",
     "RepeatFactorSampler",
     "ResampleCallback",
@@ -90,6 +100,7 @@ __all__ = [
     "pack",
     "rate_thresholds",
     "set_thresholds",
+    "show_predictions",
     "with_sampler",
     "write_submission",
 ]

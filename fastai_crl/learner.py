@@ -15,15 +15,18 @@ from fastai.metrics import BalancedAccuracy, F1Score, accuracy
 from fastai.torch_core import params
 from fastai.vision.learner import default_split, model_meta, vision_learner
 from fastcore.foundation import L
+from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from .callback import CRLCallback, Schedule
+from .image import TensorMultiChannel
 from .labels import label_names
 from .losses import CRL, CRLLoss, default_base_loss
 from .metrics import MacroF1, MeanAP
 from .rivals import make_loss
+from .show import show_predictions
 from .thresholds import FittedThresholds, fit_thresholds, set_thresholds, thresholds_of
 
 __all__ = ["CRLLearner", "crl_learner"]
@@ -53,6 +56,18 @@ class CRLLearner(Learner):
     @thresholds.setter
     def thresholds(self, values: float | ArrayLike) -> None:
         set_thresholds(self, values)
+
+    def show_results(
+        self, ds_idx: int = 1, dl: Any = None, max_n: int = 9, shuffle: bool = True, **kwargs: Any
+    ) -> list[Axes] | None:
+        """Images with the labels found, missed and falsely given, and their probabilities: see `show_predictions`.
+
+        Of images other than `TensorMultiChannel`, and a loss without activation, fastai's own.
+        """
+        loader = self.dls[ds_idx] if dl is None else dl
+        if isinstance(loader.one_batch()[0], TensorMultiChannel) and hasattr(self.loss_func, "activation"):
+            return show_predictions(self, ds_idx, dl, max_n, shuffle, **kwargs)
+        return super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
 
     def fit_thresholds(self, ds_idx: int = 1, dl: Any = None, **options: Any) -> FittedThresholds:
         """Fit `thresholds` to the predictions on the validation set, or on `dl`, and keep them.
@@ -100,7 +115,7 @@ def crl_learner(
             macro F1.
         cbs: more callbacks, beside `CRLCallback`.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average), and of fastai's `vision_learner`. Default: criterion `"ranking"` with average `"label"`,
+            frequency, average), and of fastai's `vision_learner`. Default: criterion `"ranking"`, average `"label"`,
             which did better than the paper's `"relative"` (the default of `CRL`) on every data set compared, see
             `examples/benchmarks/compare.py`; with level `"instance"` or a memory, which it does not have, the paper's.
 

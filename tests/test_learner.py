@@ -129,6 +129,17 @@ def test_user_callbacks_and_metrics(hpa_dls):
     assert {type(cb) for cb in learn.cbs} >= {GradientClip, CRLCallback} and not learn.metrics
 
 
+def test_show_results_has_probabilities(hpa_dls):
+    learn = crl_learner(hpa_dls, xresnet18)
+    learn.thresholds = 0.0  # all labels are predicted
+    axes = learn.show_results(max_n=2, shuffle=False)
+    probs, targets = learn.get_preds()
+    text = [t.get_text() for t in axes[0].texts]
+    best = int((probs[0] * (targets[0] == 1)).argmax())
+    line = next(t for t in text if hpa_dls.vocab[best] in t.split())
+    assert f"{probs[0, best]:.2f}".removeprefix("0") in line and line.startswith("✓")
+
+
 def test_show_results_interpretation_and_tta(hpa_dls):
     from fastai.interpret import Interpretation
 
