@@ -115,9 +115,9 @@ def crl_learner(
             macro F1.
         cbs: more callbacks, beside `CRLCallback`.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average), and of fastai's `vision_learner`. Default: criterion `"ranking"`, average `"label"`,
-            which did better than the paper's `"relative"` (the default of `CRL`) on every data set compared, see
-            `examples/benchmarks/compare.py`; with level `"instance"` or a memory, which it does not have, the paper's.
+            frequency, average), and of fastai's `vision_learner`. Default: `criterion="ranking"`, `average="label"`,
+            `rho=1`, which did better than the paper's (`CRL`'s own defaults) on every data set compared, see
+            `examples/benchmarks/compare.py`; with `criterion`, `level="instance"` or `memory` given, the paper's.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.
@@ -129,7 +129,7 @@ def crl_learner(
     n_in, single_label = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     if "criterion" not in options and options.get("level") != "instance" and not options.get("memory"):
-        options = {"criterion": "ranking", "average": "label", **options}
+        options = {"criterion": "ranking", "average": "label", "rho": 1.0, **options}
     if isinstance(loss_func, CRLLoss):
         alpha, options = loss_func.alpha, {name: getattr(loss_func.crl, name) for name in _CRL_OPTIONS}
         loss_func = loss_func.base_loss

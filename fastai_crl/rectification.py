@@ -47,9 +47,10 @@ class CRL(nn.Module):
     Args:
         k: κ, hard positives and hard negatives per anchor (paper: 25).
         rho: ρ, largest share of the batch that the minority makes up (paper: 0.5).
-        margin: m. Default: class level 0.5 (paper, section 3.3), 2.0 in logit space, which is the same width where
-            the sigmoid is steepest; instance level 2π/|Z| (eq. 12), |Z| the number of classes profiled together, C in
-            joint scope and 2 in attribute scope. The distribution criterion has none.
+        margin: m. Default: class level 0.5 (paper, section 3.3), for ranking 1.0 (no pair is ever far enough apart, so
+            its gradient never stops), in logit space 2.0, which is the same width where the sigmoid is steepest;
+            instance level 2π/|Z| (eq. 12), |Z| the number of classes profiled together, C in joint scope and 2 in
+            attribute scope. The distribution criterion has none.
         scope: `"joint"` profiles all labels together, `"attribute"` each as a binary attribute. See `minority_classes`.
         level: `"class"` mines by score, `"instance"` by feature distance.
         criterion: `"relative"`, `"absolute"`, `"distribution"` or `"ranking"`.
@@ -135,7 +136,9 @@ class CRL(nn.Module):
             return self.margin
         if self.level == "instance":
             return 2 * math.pi / (n_classes if self.scope == "joint" else 2)
-        return 0.5 if self.score_space == "probability" else 2.0
+        if self.score_space == "logit":
+            return 2.0
+        return 1.0 if self.criterion == "ranking" else 0.5
 
     def scores(self, logits: Tensor, single_label: bool) -> Tensor:
         "What class level compares, (n, C): probabilities or log-odds; softmax of a single-label task, else sigmoid."

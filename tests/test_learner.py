@@ -48,19 +48,19 @@ def test_multi_label_defaults(hpa_dls):
 
 
 @pytest.mark.parametrize(
-    ("options", "criterion", "average"),
+    ("options", "expected"),
     [
-        ({}, "ranking", "label"),
-        ({"average": "triplet"}, "ranking", "triplet"),
-        ({"criterion": "relative"}, "relative", "triplet"),
-        ({"memory": 4}, "relative", "triplet"),
-        ({"level": "instance"}, "relative", "triplet"),
-        ({"loss_func": CRLLoss(k=3)}, "relative", "triplet"),
+        ({}, ("ranking", "label", 1.0)),
+        ({"average": "triplet", "rho": 0.3}, ("ranking", "triplet", 0.3)),
+        ({"criterion": "relative"}, ("relative", "triplet", 0.5)),
+        ({"memory": 4}, ("relative", "triplet", 0.5)),
+        ({"level": "instance"}, ("relative", "triplet", 0.5)),
+        ({"loss_func": CRLLoss(k=3)}, ("relative", "triplet", 0.5)),
     ],
 )
-def test_default_criterion(hpa_dls, options, criterion, average):
+def test_default_criterion(hpa_dls, options, expected):
     term = crl_learner(hpa_dls, xresnet18, **options).crl.term
-    assert (term.criterion, term.average) == (criterion, average)
+    assert (term.criterion, term.average, term.rho) == expected
 
 
 def test_single_label_defaults(single_label_dls):

@@ -40,7 +40,7 @@ def expected_loss(logits, targets, features, crl):
         p = logits if targets.ndim == 2 else logits - others.logsumexp(2).clamp_min(-1e9)
     scores = p
     if crl.criterion == "ranking":
-        margin = {"probability": 0.5, "logit": 2.0}[crl.score_space] if crl.margin is None else crl.margin
+        margin = {"probability": 1.0, "logit": 2.0}[crl.score_space] if crl.margin is None else crl.margin
         return oracle.ranking(scores, rows, crl.k, crl.rho, crl.scope, margin, crl.average)[0]
     found = oracle.triplets(scores.tolist(), rows, crl.k, crl.rho, crl.scope, crl.level, features.tolist())
     if not found:
@@ -254,7 +254,7 @@ def test_ranking_counts_pairs_and_takes_lone_positives():
     logits = torch.randn(10, 3, requires_grad=True)
     crl = CRL(4, criterion="ranking")
     value = crl(logits, targets)
-    expected, labels = oracle.ranking(logits.sigmoid(), targets.tolist(), 4, 0.5, "joint", 0.5, "triplet")
+    expected, labels = oracle.ranking(logits.sigmoid(), targets.tolist(), 4, 0.5, "joint", 1.0, "triplet")
     assert crl.counts.tolist() == [labels.count(c) for c in range(3)] == [4, 8, 0]
     torch.testing.assert_close(value, expected)
     alone = CRL(4)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastai_crl.callback import CRLCallback
+from fastai_crl.data import HPADataLoaders
 from fastai_crl.learner import crl_learner
 from fastai_crl.losses import CRL
 from fastai_crl.synth import make_hpa
@@ -21,6 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
 COMMANDS = [text for kind, text in BLOCKS if kind == "sh"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+MORE_PYTHON = [text for kind, text in BLOCKS if kind == "py"]
 
 
 def rows(head: str) -> list[list[str]]:
@@ -106,3 +108,22 @@ def test_its_python_runs(one_thread, tmp_path, monkeypatch):
         assert names == (expected if len(learn.metrics) else expected - {"macro_f1", "mean_ap"})
     assert scope["dls"].one_batch()[0].shape[1] == 3
     plt.close("all")
+
+
+@pytest.mark.slow
+def test_its_shorter_python_runs(one_thread, tmp_path, monkeypatch):
+    "The blocks marked `py`, in their order, given a learner on a few small images."
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    path = make_hpa(tmp_path / "data", n=60, size=32, imbalance="mild", progress=False)
+    scope = {"path": path}
+    exec("from fastai.vision.all import *\nfrom fastai_crl.all import *", scope)
+    scope["dls"] = dls = HPADataLoaders.from_csv(path, size=32, bs=16, num_workers=0)
+    scope["baseline"] = crl_learner(dls, scope["resnet18"], alpha=0)
+    assert len(MORE_PYTHON) >= 5
+    for text in MORE_PYTHON:
+        text = text.replace("size=256", "size=32, num_workers=0").replace("(dls, loss", "(dls, resnet18, loss")
+        exec(compile(text, "README.md", "exec"), scope)
+        plt.close("all")
+    assert (path / "folds.csv").is_file() and len(scope["fitted"].thresholds) == dls.c
+    assert scope["probs"].shape == (12, dls.c)
