@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .files import check_folder, image_ids, offenders, replace_file
-from .thresholds import thresholds_of
+from .thresholds import threshold_in_use
 
 __all__ = ["write_submission"]
 
@@ -49,7 +49,7 @@ def write_submission(
         fname: csv to write.
         thresh: labels of a probability above it are predicted, 0 to 1: one for all labels, C in the order of the vocab,
             or a mapping from every label to its own. An image that reaches none gets its likeliest label. Default:
-            the learner's own, one per label, where `set_thresholds` gave it some, else 0.5.
+            what the learner itself decides by: what `set_thresholds` gave it, else 0.5.
         pattern: names of the files, see `MultiChannelBlock`. Default: as in training.
         tta: test-time augmentation, a function in place of `Learner.get_preds`, called as `tta(learn, dl=dl)`, that
             returns the probabilities (n,C) first; for instance `d4_tta`.
@@ -67,9 +67,7 @@ def write_submission(
             weights, transforms or test-time augmentation.
     """
     vocab = [str(v) for v in learn.dls.vocab]
-    if thresh is None:
-        thresh = thresholds_of(learn)
-    cuts = _thresholds(0.5 if thresh is None else thresh, vocab)
+    cuts = _thresholds(threshold_in_use(learn) if thresh is None else thresh, vocab)
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1 image.")
     pattern = learn.dls.pattern if pattern is None else pattern
