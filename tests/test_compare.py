@@ -145,7 +145,7 @@ def test_every_sampler_and_term_trains_and_tells_the_labels():
     for sampler in ("uniform", "class_aware", "repeat_factor"):
         for alpha, options in compare.TERMS.values():
             CRL(**options)
-            config = compare_train.Config(alpha=alpha, crl=options, sampler=sampler, epochs=6, bs=32)
+            config = compare_train.Config(alpha=alpha, crl=options, sampler=sampler, epochs=4, bs=32)
             values = compare.run(data, config, 0, final=True)
             assert values["map"] > 0.6, (sampler, options, values)
 
