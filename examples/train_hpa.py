@@ -137,7 +137,7 @@ def picture_training(learn, history, before, report, fname, note):
     table = report.sort_values("train")
     for ax, column, colour, title in (
         (counts, "train", "0.55", "training images with the label"),
-        (mined, "triplets", FOUND, "mined triplets, whole training"),
+        (mined, "triplets", FOUND, "mined for the rectification, whole training"),
     ):
         ax.barh(table.index, table[column], color=colour)
         ax.bar_label(ax.containers[0], [f"{v:,.0f}" for v in table[column]], fontsize=7, padding=2)
