@@ -229,7 +229,7 @@ def main(
         probs, targets = learn.get_preds()
         probs, targets = probs.numpy(), targets.numpy()
         if (path / "test").is_dir():
-            write_submission(learn, path / "test", out / "submission.csv")
+            write_submission(learn, path / "test", out / "submission.csv", progress=terminal)
         else:
             picked = [" ".join(np.array(dls.vocab)[row]) for row in choose(probs)]
             submission = pd.DataFrame({"Id": dls.valid_ds.items["Id"], "Predicted": picked})

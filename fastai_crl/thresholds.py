@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -136,14 +137,13 @@ def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
 def set_thresholds(learn: Learner, thresholds: float | ArrayLike) -> None:
     """Make any multi-label learner decide by `thresholds`: one number, or (C,), in [0, 1].
 
-    They are kept in its loss function, whose `decodes` makes the decisions of `predict`, `show_results` and
-    `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
+    They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
+    `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
 
     Raises ValueError for thresholds out of range or of another number than the labels, and for a loss function without
     thresholds.
     """
-    loss = _decider(learn)
-    if loss is None:
+    if _decider(learn) is None:
         raise ValueError(
             f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
             "such as BCEWithLogitsLossFlat()."
@@ -154,7 +154,9 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike) -> None:
         raise ValueError(
             f"thresholds={values.tolist()} do not fit {n_classes} labels: give one number, or one per label, in [0, 1]."
         )
-    loss.thresh = values if values.ndim else float(values)
+    # A copy: fastai's data blocks share their default loss function among all learners.
+    learn.loss_func = deepcopy(learn.loss_func)
+    _decider(learn).thresh = values if values.ndim else float(values)
 
 
 def thresholds_of(learn: Learner) -> np.ndarray | None:

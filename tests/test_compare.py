@@ -150,6 +150,16 @@ def test_every_sampler_and_term_trains_and_tells_the_labels():
             assert values["map"] > 0.6, (sampler, options, values)
 
 
+def test_pixels_train_too():
+    rng = np.random.default_rng(0)
+    y = (rng.random((160, 3)) < 0.4).astype(np.float32)
+    x = rng.integers(0, 60, (160, 3, 32, 32), dtype=np.uint8) + (150 * y[:, :, None, None]).astype(np.uint8)
+    data = compare_tasks.split(compare_tasks.Bank("toy", x, y, np.arange(160) >= 120), 0)
+    alpha, options = compare.TERMS["CRL"]
+    config = compare_train.Config(alpha=alpha, crl=options, epochs=8, bs=16)
+    assert compare.run(data, config, 0, final=True)["map"] > 0.9
+
+
 def test_samplers_are_given_the_same_number_of_steps():
     y = torch.from_numpy(toy_bank().y)
     for sampler in ("uniform", "class_aware", "repeat_factor"):
@@ -223,6 +233,22 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     tuned = [(lr, compare.FIRST_TUNING_SEED, False) for lr in (0.1, 0.2)]
     assert calls == [*tuned, (0.2, 0, True), (0.2, 1, True)]  # the better learning rate; the second time nothing
     assert len(runs.rows) == 4
+
+
+def test_rows_of_other_options_are_not_taken_for_these(tmp_path):
+    for _ in range(2):
+        compare.keep_options(tmp_path / "options.json", {"epochs": 2, "terms": [["CRL", [0.5, {"k": 3}]]]})
+    with pytest.raises(ValueError, match=r"'epochs': 2.*choose another --out"):
+        compare.keep_options(tmp_path / "options.json", {"epochs": 3, "terms": [["CRL", [0.5, {"k": 3}]]]})
+
+
+def test_arms():
+    found = compare.arms(True, None, ["uniform", "memory"])
+    assert found[:4] == [("ce", "uniform", c) for c in ("none", "CRL", "paper")] + [("ce", "memory", "paper")]
+    assert found[4:6] == [("class_balanced", "uniform", "none"), ("class_balanced", "uniform", "CRL")]
+    assert len(found) == 4 + 2 * 3 and compare.arms(False, "ce", ["uniform"]) == []
+    with pytest.raises(ValueError, match="bcee"):
+        compare.check_names("asl,bcee", compare.MULTI)
 
 
 @pytest.mark.slow

@@ -17,7 +17,13 @@ from fastai_crl import thresholds as module
 from fastai_crl.losses import CRLLoss
 from fastai_crl.metrics import macro_f1
 from fastai_crl.rivals import make_loss
-from fastai_crl.thresholds import fit_thresholds, rate_thresholds, set_thresholds, thresholds_of
+from fastai_crl.thresholds import (
+    fit_thresholds,
+    rate_thresholds,
+    set_thresholds,
+    threshold_in_use,
+    thresholds_of,
+)
 
 
 def sample(n=400, seed=0, rates=(0.4, 0.1, 0.02)):
@@ -242,3 +248,11 @@ def test_thresholds_that_do_not_fit_the_learner(hpa_dls):
         with pytest.raises(ValueError, match=f"{type(loss).__name__} takes no thresholds: use"):
             set_thresholds(learn, 0.3)
         assert thresholds_of(learn) is None
+
+
+def test_learners_of_one_data_set_keep_apart(hpa_dls):
+    "fastai's data blocks give all learners the same loss function."
+    first, second = (Learner(hpa_dls, nn.Linear(2, 2)) for _ in range(2))
+    assert first.loss_func is second.loss_func
+    set_thresholds(first, 0.3)
+    assert threshold_in_use(first) == 0.3 and threshold_in_use(second) == 0.5

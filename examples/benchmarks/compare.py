@@ -20,6 +20,7 @@ of the rows there are.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from compare_tasks import TASKS, Split, load, split
 from compare_train import Config, evaluate, predict, train, tune
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
+
+from fastai_crl._checks import choice
 
 KEY = ("regime", "task", "base", "sampler", "crl", "lr", "stage", "seed")
 MULTI = ("bce", "weighted_bce", "focal", "asl", "db", "two_way", "logit_adjusted")
@@ -48,13 +51,16 @@ FIRST_TUNING_SEED = 1000
 
 
 def arms(single_label: bool, bases: str | None, samplers: list[str]) -> list[tuple[str, str, str]]:
-    "(base, sampler, crl): every base loss under the first sampler, the first one under the others too."
+    """(base, sampler, crl) to run: the first loss under all samplers, alone, with CRL and with the published CRL.
+
+    The other losses run under the first sampler, alone and with CRL.
+    """
     names = [b for b in (SINGLE if single_label else MULTI) if bases is None or b in bases.split(",")]
     return [
         (base, sampler, crl)
         for i, base in enumerate(names)
-        for sampler in (samplers if i == 0 else samplers[:1])
-        for crl in (("paper",) if sampler == "memory" else TERMS)
+        for sampler in (samplers[:1] if i else samplers)
+        for crl in (("paper",) if sampler == "memory" else ("none", "CRL") if i else TERMS)
     ]
 
 
@@ -118,6 +124,19 @@ def run_arm(
         once(max(worth, key=worth.get), "test", seed)
 
 
+def keep_options(file: Path, options: dict[str, Any]) -> None:
+    "Write down what all rows of a folder have in common; a ValueError if its rows were run with other options."
+    if file.exists() and (found := json.loads(file.read_text())) != options:
+        raise ValueError(f"{file.parent} holds runs with {found}, now asked for: {options}; choose another --out.")
+    file.write_text(json.dumps(options) + "\n")
+
+
+def check_names(given: str | None, known: tuple[str, ...]) -> None:
+    "A ValueError for a name that is not known, in a list between commas."
+    for name in given.split(",") if given else ():
+        choice("name", name, known)
+
+
 def report(runs: Runs, out: Path) -> None:
     "Write the tables and the picture of the rows there are."
     frame = pd.DataFrame(list(runs.rows.values()))
@@ -148,9 +167,17 @@ def main(
 ):
     "Compare losses, samplers and CRL on long-tailed tasks."
     torch.set_num_threads(1)
+    check_names(tasks, tuple(TASKS))
+    check_names(bases, MULTI + SINGLE)
+    check_names(samplers, ("uniform", "class_aware", "repeat_factor", "memory"))
     root = Path(__file__).resolve().parents[2]
     folder, out_dir = Path(data) if data else root.parent / "shared" / "data", Path(out)
     out_dir.mkdir(parents=True, exist_ok=True)
+    if not report_only:
+        keep_options(
+            out_dir / "options.json",
+            {"epochs": epochs, "memory": memory, "lrs": lrs, "terms": json.loads(json.dumps(TERMS))},
+        )
     runs = Runs(out_dir / "runs.csv")
     banks, cut = {}, {}
     for task in [] if report_only else tasks.split(","):

@@ -93,8 +93,7 @@ def tables(runs: pd.DataFrame) -> str:
         parts.append("What CRL adds to the same loss and sampler, mean difference and 95 % interval:\n")
         mine = found[(found["regime"] == regime) & (found["task"] == task)]
         parts.append(_differences(mine, ["base", "sampler", "crl"], ["base loss", "sampler", "CRL"]))
-        if len(rivals):
-            mine = rivals[(rivals["regime"] == regime) & (rivals["task"] == task)]
+        if len(rivals) and len(mine := rivals[(rivals["regime"] == regime) & (rivals["task"] == task)]):
             parts.append(f"CRL on {next(iter(means.index))[0]} against the other losses alone:\n")
             parts.append(_differences(mine, ["rival", "crl"], ["rival", "CRL"]))
     counted = found.groupby(["crl", "measure", "verdict"]).size().unstack(fill_value=0)
@@ -120,7 +119,7 @@ def _by_label(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 def plot_gains(runs: pd.DataFrame, crl: str, out: Path) -> None:
     "Gain of average precision and of recall by label against its training count, one row per task, first base loss."
     tasks = list(dict.fromkeys(runs.loc[runs["crl"] == crl, "task"]))
-    fig, axes = plt.subplots(len(tasks), 2, figsize=(9, 2.6 * len(tasks)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(len(tasks), 2, figsize=(10, 2.6 * len(tasks)), squeeze=False, layout="constrained")
     for task, row in zip(tasks, axes, strict=True):
         mine = runs[runs["task"] == task]
         for ax, (column, name) in zip(row, (("label_ap", "AP"), ("label_recall", "recall at 0.5")), strict=True):
@@ -129,7 +128,7 @@ def plot_gains(runs: pd.DataFrame, crl: str, out: Path) -> None:
                 ax.plot(values["count"], values["gain"], "o", ms=4, alpha=0.7, label=base)
             ax.axhline(0, color="0.5", lw=0.8)
             ax.set(xscale="log", title=task, xlabel="training images of the label", ylabel=f"gain of {name}")
-        row[1].legend(fontsize="x-small", ncols=2)
-    fig.suptitle(f"What CRL ({crl}) adds, by label: mean over seeds, test")
+        row[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    fig.suptitle("What CRL adds to each loss, by label: mean over the seeds, test, uniform batches")
     fig.savefig(out, dpi=110)
     plt.close(fig)
