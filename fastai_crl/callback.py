@@ -54,7 +54,7 @@ class CRLCallback(Callback):
 
     - `crl_alpha`: α at the epoch's last batch;
     - `crl_loss`: mean rectification term over the epoch's batches that had a triplet;
-    - `crl_triplets`: triplets mined in the epoch, total;
+    - `crl_triplets`: triplets mined in the epoch, total (criterion `"ranking"`: pairs);
     - `crl_labels`: labels of which at least one triplet was mined in the epoch.
 
     Args:
@@ -68,7 +68,8 @@ class CRLCallback(Callback):
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency. A memory is empty at the start of each fit and emptied at its end.
+            frequency, average; by default the loss as published, see `crl_learner` for what did better. A memory is empty
+            at the start of each fit and emptied at its end.
 
     Attributes:
         term: the `CRL` module.
