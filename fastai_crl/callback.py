@@ -68,8 +68,8 @@ class CRLCallback(Callback):
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average; by default the loss as published, see `crl_learner` for what did better. A memory is empty
-            at the start of each fit and emptied at its end.
+            frequency, average. Default: the loss as published; see `crl_learner` for what did better. A memory is
+            empty at the start of each fit and emptied at its end.
 
     Attributes:
         term: the `CRL` module.
