@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_the_notebook_is_stored_with_outputs_and_without_errors():
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 5
     text = "".join(str(o.get("text", "")) + str({**o.get("data", {}), "image/png": ""}) for o in outputs)
-    assert "<progress" not in text and "/home/" not in text and "/tmp/" not in text and "site-packages" not in text
+    assert not re.search("<progress|site-packages|/(home|root|tmp|Users)/", text)
     assert "crl_triplets" in text
     assert "crl_learner(dls).fit_one_cycle()" in [line for c in cells for line in c.source.splitlines()]
 

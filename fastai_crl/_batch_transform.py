@@ -1,0 +1,50 @@
+"""What the batch transforms of `augment` share: draw on the CPU, apply on the device of the batch; checks."""
+
+import math
+
+import torch
+from fastai.torch_core import TensorImage
+from fasttransform import DisplayedTransform
+from torch import Tensor
+
+__all__ = ["BatchTransform", "check", "check_range", "log_uniform", "spread"]
+
+
+def spread(n: int, p: float, *reach: float) -> Tensor:
+    """Draw uniformly from -reach..reach, (len(reach), n); zero, which changes nothing, with probability 1 - p."""
+    return torch.empty(len(reach), n).uniform_(-1, 1) * torch.tensor(reach)[:, None] * (torch.rand(n) < p)
+
+
+def log_uniform(n: int, low: float, high: float) -> Tensor:
+    return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()
+
+
+def check(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value} must be in {low}..{high}.")
+
+
+def check_range(name: str, value: tuple[float, float], high: float, what: str) -> None:
+    if not 0 < value[0] <= value[1] <= high:
+        raise ValueError(f"{name}={value} must be (low, high) with 0 < low <= high <= {high}, {what}.")
+
+
+class BatchTransform(DisplayedTransform):
+    """A transform of training batches; a subclass draws (`draw`), on the CPU, then applies what was drawn (`apply`)."""
+
+    split_idx = 0
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def encodes(self, x: TensorImage):
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} got {x.dtype} images of shape {tuple(x.shape)}, it takes float batches "
+                "(B,C,H,W): pass it in batch_tfms, with IntToFloatTensor before it."
+            )
+        return self.apply(x.as_subclass(Tensor), self.draw(tuple(x.shape)))  # the pipeline restores the type
