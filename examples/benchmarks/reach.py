@@ -53,21 +53,12 @@ def draw(name: str, y: np.ndarray, bs: int, rho: float, least: int) -> tuple[np.
     return np.concatenate([e[: whole * bs].reshape(-1, bs) for e in epochs]), length / n, draws
 
 
-def mined_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str) -> np.ndarray:
-    "Share of the batches in which each label is mined, (C,)."
-    return np.mean([minority_classes(torch.from_numpy(y[b]), rho, scope).numpy() for b in batches], 0)
-
-
-def mined_share_of_set(y: np.ndarray, batches: np.ndarray, rho: float) -> np.ndarray:
-    """The alternative: labels in the order of the *training set's* frequency, whatever the batch holds.
-
-    As in joint scope, those whose cumulative count in the batch stays <= rho*n, with two positives at least.
-    """
-    order = np.argsort(y.sum(0), kind="stable")
-    h = np.stack([y[b].sum(0) for b in batches])
-    small = np.empty(h.shape, bool)
-    small[:, order] = h[:, order].cumsum(1) <= np.floor(rho * batches.shape[1] + 1e-6)
-    return (small & (h >= 2)).mean(0)
+def mined_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str, of_set: bool = False) -> np.ndarray:
+    "Share of the batches in which each label is mined, (C,); `of_set`: profiled in the order of the set's frequencies."
+    frequency = torch.from_numpy(y.sum(0)) if of_set else None
+    return np.mean(
+        [minority_classes(torch.from_numpy(y[b]), rho, scope, frequency=frequency).numpy() for b in batches], 0
+    )
 
 
 def mined_with_memory(y: np.ndarray, batches: np.ndarray, rho: float, first: int, size: int) -> np.ndarray:
@@ -168,7 +159,7 @@ def main(
         for bs in bs_all:
             batches, length, draws = draw(name, y, bs, rho, least)
             reach[name, bs] = mined_share(y, batches, rho, scope)
-            of_set[name, bs] = mined_share_of_set(y, batches, rho)
+            of_set[name, bs] = mined_share(y, batches, rho, "joint", of_set=True)
             rare = draws[y[:, by_count[-1]]]
             price[name, bs] = {
                 "epoch / images": length,
