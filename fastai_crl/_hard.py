@@ -1,4 +1,4 @@
-"""Hard samples of the rows of a batch (arXiv:1804.10851, section 3.2), as places in matrices of static shape."""
+"""Hard samples of a batch (arXiv:1804.10851, section 3.2), as places in matrices of static shape."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._rows import Rows
+from ._profile import Profile
 
 __all__ = ["Hard", "negatives", "pairwise_distance"]
 
 _BIG = 1e30  # beyond any score or distance
 
 
-def _lowest(values: Tensor, k: int) -> Tensor:
-    "Indices (R, k) of the k smallest of each row (R, n), smallest first, ties by lower index: `topk` leaves ties open."
-    if values.dtype == torch.float64:
-        return values.sort(dim=1, stable=True).indices[:, :k]
-    # One integer that orders as (value, index): the bits of a float32 order as integers once negatives are reversed.
+def _bits(values: Tensor) -> Tensor:
+    "Integers that order as these float32 do: their own bits, once those of the negative ones are reversed."
     bits = values.view(torch.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = torch.add(torch.arange(values.shape[1], device=values.device), bits, alpha=2**32)
-    return key.topk(k, dim=1, largest=False).indices
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _lowest(values: Tensor, k: int, dim: int) -> Tensor:
+    "Indices of the k smallest along `dim` of a matrix, smallest first, ties by lower index: `topk` leaves ties open."
+    if values.dtype == torch.float64:
+        return values.sort(dim=dim, stable=True).indices.narrow(dim, 0, k)
+    index = torch.arange(values.shape[dim], device=values.device)
+    key = torch.add(index if dim else index[:, None], _bits(values), alpha=2**32)  # orders as (value, index)
+    return key.topk(k, dim=dim, largest=False).indices
+
+
+def _by_row(row: Tensor, values: Tensor) -> Tensor:
+    "The order that sorts (A,) by row, then value; ties as they come."
+    if values.dtype == torch.float64:
+        order = values.argsort(stable=True)
+        return order.take(row.take(order).argsort(stable=True))
+    return torch.add(_bits(values), row, alpha=2**32).argsort(stable=True)
 
 
 def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,23 +42,23 @@ def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     return (columns >= sizes[:, None]).to(dtype) * -_BIG
 
 
-def negatives(rows: Rows, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "Hard negatives of each row by (M, n) score (paper, eq. 5): `far` and `far_bar` of `Hard`."
-    (m, n), device = scores.shape, scores.device
-    far = _lowest(torch.add(-scores, rows.closed, alpha=_BIG), min(k, n))
-    far_bar = _bar(rows.against, torch.arange(far.shape[1], device=device), scores.dtype)
-    return far + torch.arange(0, m * n, n, device=device)[:, None], far_bar
+def negatives(profile: Profile, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    "Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `far_bar` of `Hard`."
+    (n, m), device = scores.shape, scores.device
+    far = _lowest(torch.add(-scores, profile.closed, alpha=_BIG), min(k, n), 0).T
+    far_bar = _bar(profile.against, torch.arange(far.shape[1], device=device), scores.dtype)
+    return far * m + torch.arange(m, device=device)[:, None], far_bar
 
 
 @dataclass
 class Hard:
-    """Hard samples in R lists: one per row at class level, where anchors of a label share them, else one per anchor.
+    """Hard samples in R lists: one per label at class level, where anchors of a label share them, else one per anchor.
 
-    All are places in a flattened matrix, padded with any valid one: (M, n) scores, or (n, n) distances.
+    All are places in a flattened matrix, padded with any valid one: (n, M) scores, or (n, n) distances.
     """
 
-    anchor: Tensor  # (A,) place in the rows
-    row: Tensor  # (A,)
+    anchor: Tensor  # (A,) place in (n, M)
+    row: Tensor  # (A,) which of the M labels
     near: Tensor  # (R, P) hard positives, hardest first; at class level with the anchor among them
     near_bar: Tensor  # (A, P) 0 for a pair of an anchor and a hard positive, below all distances otherwise
     far: Tensor  # (R, N) hard negatives, hardest first
@@ -58,65 +70,75 @@ class Hard:
         return lists.index_select(0, self.row) if self.shared else lists
 
     @classmethod
-    def by_score(cls, rows: Rows, scores: Tensor, k: int, memory: Tensor | None = None) -> Hard:
-        """Class level, from the rows' (M, n) scores (paper, eqs. 4 and 5).
+    def by_score(cls, profile: Profile, scores: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+        """Class level, from the (n, M) scores of the labels to mine (paper, eqs. 4 and 5).
 
         Places of the (M, R) scores in `memory` follow those of the batch.
         """
-        (m, n), device, dtype = scores.shape, scores.device, scores.dtype
-        slot, place, row = rows.anchors()
-        place = place.clamp_max(m * n - 1)
-        order = scores.take(place).argsort(stable=True)
-        place = place.take(order.take(row.take(order).argsort(stable=True)))  # by row, score, sample
-        # The k + 1 lowest of a row serve all its anchors: leave out the anchor itself, or the last if it is not there.
-        column = torch.arange(max(1, min(k, rows.most - 1)) + 1, device=device)
-        count = torch.constant_pad_nd(rows.count, (0, 1))
+        (n, m), device, dtype = scores.shape, scores.device, scores.dtype
+        place, row = profile.anchors()
+        place = place.clamp_max(n * m - 1)
+        order = _by_row(row, scores.take(place))
+        place, row = place.take(order), row.take(order)
+        # The k + 1 lowest of a label serve all its anchors: leave out the anchor itself, or the last if it is not there.
+        column = torch.arange(max(1, min(k, profile.most - 1)) + 1, device=device)
+        count = torch.constant_pad_nd(profile.count, (0, 1))
         first = count.cumsum(0) - count
-        near = place.take((first[:m, None] + column).clamp_max(rows.total - 1))
-        itself = (slot - first.take(row)).clamp(0, len(column) - 1)
-        bar = _bar(count, column, dtype).index_select(0, row).scatter_(1, itself[:, None], -_BIG)
+        near = place.take((first[:m, None] + column).clamp_max(profile.total - 1))
+        rank = torch.arange(profile.total, device=device) - first.take(row)
+        bar = _bar(count, column, dtype).index_select(0, row)
+        bar = bar.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], -_BIG)
         if memory is not None:
-            near, bar = cls._remember(rows, scores, memory, near, _bar(rows.count, column, dtype), place, row, k)
-        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(rows, scores, k), True)
+            near, bar = cls._remember(profile, scores, memory, near, column, place, row, k)
+        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(profile, scores, k), True)
 
     @staticmethod
     def _remember(
-        rows: Rows, scores: Tensor, memory: Tensor, near: Tensor, bar: Tensor, place: Tensor, row: Tensor, k: int
+        profile: Profile,
+        scores: Tensor,
+        memory: Tensor,
+        near: Tensor,
+        column: Tensor,
+        place: Tensor,
+        row: Tensor,
+        k: int,
     ) -> tuple[Tensor, Tensor]:
-        "The k + 1 lowest of each row among the batch's own (near, with its bar) and the memory, and the anchors' bars."
+        "The k + 1 lowest of each label among the batch's own (near) and the memory, and the anchors' bars."
         (m, r), size = memory.shape, scores.numel()
-        values = torch.cat([scores.take(near) - bar, memory + (~rows.remembered) * _BIG], 1)
+        own = scores.take(near) - _bar(profile.count, column, scores.dtype)
+        values = torch.cat([own, memory + (~profile.remembered) * _BIG], 1)
         places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
-        near = places.gather(1, _lowest(values, min(k + 1, values.shape[1])))
+        near = places.gather(1, _lowest(values, min(k + 1, values.shape[1]), 1))
         column = torch.arange(near.shape[1], device=near.device)
-        bar = torch.constant_pad_nd(_bar(rows.partners() + 1, column, scores.dtype), (0, 0, 0, 1), -_BIG)
+        bar = torch.constant_pad_nd(_bar(profile.partners() + 1, column, scores.dtype), (0, 0, 0, 1), -_BIG)
         bar = bar.index_select(0, row)
         itself = near.index_select(0, row.clamp_max(m - 1)) == place[:, None]
         last = torch.where(itself.any(1, keepdim=True), 0, (column == k).to(bar.dtype))
         return near, bar - (itself + last) * _BIG
 
     @classmethod
-    def by_distance(cls, rows: Rows, distance: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+    def by_distance(cls, profile: Profile, distance: Tensor, k: int, memory: Tensor | None = None) -> Hard:
         """Instance level, from (n, n) distances (paper, eqs. 6 and 7).
 
         Places of the (A, R) distances in `memory`, of each anchor to its label's entries, follow those of the batch.
         """
-        (m, n), dtype = rows.inside.shape, distance.dtype
-        _, place, row = rows.anchors()
-        count = torch.constant_pad_nd(rows.partners(), (0, 1)).take(row)
-        place, row = place.clamp_max(m * n - 1), row.clamp_max(m - 1)
-        sample = (place % n)[:, None]
+        (n, m), dtype = profile.inside.shape, distance.dtype
+        place, row = profile.anchors()
+        count = torch.constant_pad_nd(profile.partners(), (0, 1)).take(row)
+        place, row = place.clamp_max(n * m - 1), row.clamp_max(m - 1)
+        sample = (place // m)[:, None]
         distance = distance.index_select(0, sample[:, 0])
-        others = rows.inside.index_select(0, row).scatter_(1, sample, 0)
+        inside, closed = (side.T.index_select(0, row) for side in (profile.inside, profile.closed))
+        others = inside.scatter_(1, sample, 0)
         first = n * sample
         near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
         if memory is not None:
-            near = torch.cat([near, (~rows.remembered).index_select(0, row) * _BIG - memory], 1)
-        near = _lowest(near, max(1, min(k, rows.most - 1 + (0 if memory is None else memory.shape[1]))))
-        far = _lowest(torch.add(distance, rows.closed.index_select(0, row), alpha=_BIG), min(k, n))
+            near = torch.cat([near, (~profile.remembered).index_select(0, row) * _BIG - memory], 1)
+        near = _lowest(near, max(1, min(k, profile.most - 1 + (0 if memory is None else memory.shape[1]))), 1)
+        far = _lowest(torch.add(distance, closed, alpha=_BIG), min(k, n), 1)
         column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
         near_bar = _bar(count, column[: near.shape[1]], dtype)
-        far_bar = _bar(rows.against, column[: far.shape[1]], dtype).index_select(0, row)
+        far_bar = _bar(profile.against, column[: far.shape[1]], dtype).index_select(0, row)
         if memory is None:
             near = near + first
         else:

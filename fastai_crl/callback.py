@@ -16,7 +16,7 @@ from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
 from ._checks import plain
-from ._rows import split_targets
+from ._profile import split_targets
 from .distributed import gather_rows, n_processes, scale_gradient
 from .labels import label_counts, label_names
 from .losses import CRL, CRLLoss, check_alpha, imbalance, rectify

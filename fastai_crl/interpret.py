@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
 from ._interpret_plots import Plots
-from ._rows import minority
+from ._profile import minority
 from .labels import label_counts, label_names
 from .metrics import decisions, label_report
 from .thresholds import threshold_in_use

@@ -10,7 +10,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
 from ._checks import choice, plain
-from ._rows import split_targets
+from ._profile import split_targets
 from .rectification import CRITERIA, CRL, Criterion, ScoreSpace
 
 __all__ = ["CRITERIA", "CRL", "CRLLoss", "Criterion", "ScoreSpace", "imbalance"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._rows import Level
+from ._profile import Level
 
 __all__ = ["PositiveMemory"]
 

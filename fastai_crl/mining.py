@@ -1,6 +1,6 @@
 """Batch-wise class profiling and hard-sample mining: sections 3.1 and 3.2 of the CRL paper (arXiv:1804.10851).
 
-The public face; `_rows` profiles a batch, `_hard` finds the hard samples, and the losses use those directly.
+The public face; `_profile` profiles a batch, `_hard` finds the hard samples, and the losses use those directly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._checks import check_arguments, check_batch, plain
 from ._hard import Hard, pairwise_distance
-from ._rows import Level, Rows, Scope, membership, minority, sides
+from ._profile import Level, Profile, Scope, membership, minority, sides
 
 __all__ = ["Level", "Mined", "Scope", "mine", "minority_classes"]
 
@@ -51,7 +51,7 @@ def minority_classes(
     if n_classes is None:
         n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
     inside, _, _ = sides(membership(targets, n_classes), scope)
-    return minority(inside.sum(1), len(targets), rho, scope, frequency)
+    return minority(inside.sum(0), len(targets), rho, scope, frequency)
 
 
 @dataclass
@@ -150,19 +150,21 @@ def mine(
             none = scores.new_zeros(0, dtype=torch.long)
             pairs = none.reshape(0, 1)
             return Mined(none, none, pairs, pairs > 0, pairs, pairs > 0, None, n_classes)
-        rows = Rows.select(membership(targets, n_classes, scores.dtype), rho, scope)
+        profile = Profile.of(membership(targets, n_classes, scores.dtype), rho, scope)
         if features is None:
-            hard = Hard.by_score(rows, rows.scores(scores), k)
+            hard = Hard.by_score(profile, profile.scores(scores), k)
+            near, far = (hard.each(places) // len(profile.count) for places in (hard.near, hard.far))
         else:
-            hard = Hard.by_distance(rows, pairwise_distance(plain(features)), k)
+            hard = Hard.by_distance(profile, pairwise_distance(plain(features)), k)
+            near, far = hard.near % n, hard.far % n
         positive_mask = hard.near_bar == 0
         return Mined(
-            anchor=hard.anchor % n,
-            label=rows.labels().take(hard.row),
-            positive=hard.each(hard.near) % n,
+            anchor=hard.anchor // len(profile.count),
+            label=profile.labels().take(hard.row),
+            positive=near,
             positive_mask=positive_mask,
-            negative=hard.each(hard.far) % n,
+            negative=far,
             negative_mask=(hard.each(hard.far_bar) == 0) & positive_mask.any(1, keepdim=True),
-            flipped=None if rows.flipped is None else rows.flipped.take(hard.row),
+            flipped=None if profile.flipped is None else profile.flipped.take(hard.row),
             n_classes=n_classes,
         )

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from . import criteria
 from ._checks import check_arguments, check_batch, choice, plain
 from ._hard import Hard, negatives, pairwise_distance
-from ._rows import Level, Rows, Scope, membership
+from ._profile import Level, Profile, Scope, membership
 from .memory import PositiveMemory
 
 __all__ = ["CRITERIA", "CRL", "Average", "Criterion", "ScoreSpace"]
@@ -218,29 +218,25 @@ class CRL(nn.Module):
         past, valid = (None, None) if memory is None else memory
         with torch.no_grad():
             frequency, ranking = None if frequency is None else frequency.to(y.device), self.criterion == "ranking"
-            rows = Rows.select(y, self.rho, self.scope, frequency, valid, ranking)
-            counts = rows.pairs(self.k) if ranking else rows.triplets(self.k)
+            profile = Profile.of(y, self.rho, self.scope, frequency, valid, ranking)
+            counts = profile.pairs(self.k) if ranking else profile.triplets(self.k)
             share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
-            counts = rows.by_label(counts, y.shape[1])
-            past = past if past is None or rows.label is None else past.index_select(0, rows.label)
+            counts = profile.by_label(counts, y.shape[1])
+            past = past if past is None or profile.label is None else past.index_select(0, profile.label)
         if distance is None:
-            scores = rows.scores(scores)
-            if ranking:
-                return counts, self._ranking(rows, scores, margin, share)
+            scores = profile.scores(scores)
+            if self.criterion in ("relative", "ranking"):
+                weigh = self._ranking if ranking else self._relative
+                return counts, _linear((scores, past), *weigh(profile, scores.detach(), past, margin, share))
             with torch.no_grad():
-                hard = Hard.by_score(rows, scores.detach(), self.k, past)
-            taken, (own, near, far) = _take((scores, past), hard.anchor, hard.near, hard.far)
-            if self.criterion == "relative":
-                weights, active = criteria.relative_weights(
-                    own, near, hard.near_bar, far, hard.far_bar, hard.row, margin, share
-                )
-                return counts, taken.dot(weights) + margin * active
+                hard = Hard.by_score(profile, scores.detach(), self.k, past)
+            own, near, far = _take((scores, past), hard.anchor, hard.near, hard.far)
             to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
         else:
-            past = None if past is None else rows.distance_to(features, past)
+            past = None if past is None else profile.distance_to(features, past)
             with torch.no_grad():
-                hard = Hard.by_distance(rows, distance.detach(), self.k, None if past is None else past.detach())
-            _, (to_pos, to_neg) = _take((distance, past), hard.near, hard.far)
+                hard = Hard.by_distance(profile, distance.detach(), self.k, None if past is None else past.detach())
+            to_pos, to_neg = _take((distance, past), hard.near, hard.far)
             if self.criterion == "relative":
                 share = None if share is None else share.index_select(0, hard.row)
                 return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin, share)
@@ -251,21 +247,47 @@ class CRL(nn.Module):
             return counts, *criteria.distribution_sums(*pairs, low, span, self.bins)
         return counts, *getattr(criteria, f"{self.criterion}_sums")(*pairs, margin)
 
-    def _ranking(self, rows: Rows, scores: Tensor, margin: float, share: Tensor | None) -> Tensor:
-        "The sum of the hinges of all pairs of an anchor and a hard negative, from the rows' (M, n) scores."
-        with torch.no_grad():
-            _, place, row = rows.anchors()
-            real, row = row < len(scores), row.clamp_max(len(scores) - 1)
-            far, far_bar = negatives(rows, scores.detach(), self.k)
-        taken, (own, pushed) = _take((scores,), place.clamp_max(scores.numel() - 1), far)
-        weights, active = criteria.ranking_weights(own, real, pushed, far_bar, row, margin, share)
-        return taken.dot(weights) + margin * active
+    @torch.no_grad()
+    def _relative(
+        self, profile: Profile, scores: Tensor, past: Tensor | None, margin: float, share: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "The sum of the hinges of all triplets as places, their weights and a constant: see `_linear`."
+        hard = Hard.by_score(profile, scores, self.k, past)
+        near = (scores if past is None else _flat((scores, past))).take(hard.near)
+        weights, active = criteria.relative_weights(
+            scores.take(hard.anchor), near, hard.near_bar, scores.take(hard.far), hard.far_bar, hard.row, margin, share
+        )
+        return torch.cat((hard.anchor, hard.near.flatten(), hard.far.flatten())), weights, margin * active
+
+    @torch.no_grad()
+    def _ranking(
+        self, profile: Profile, scores: Tensor, past: None, margin: float, share: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        "The same for the hinges of all pairs of an anchor and a hard negative."
+        m = scores.shape[1]
+        place, row = profile.anchors()
+        place, real, row = place.clamp_max(scores.numel() - 1), row < m, row.clamp_max(m - 1)
+        far, far_bar = negatives(profile, scores, self.k)
+        weights, active = criteria.ranking_weights(
+            scores.take(place), real, scores.take(far), far_bar, row, margin, share
+        )
+        return torch.cat((place, far.flatten())), weights, margin * active
 
 
-def _take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> tuple[Tensor, list[Tensor]]:
-    "Entries of flattened matrices, one after the other, all in one gather: its gradient is one scatter."
+def _flat(matrices: tuple[Tensor | None, ...]) -> Tensor:
+    "Matrices flattened, one after the other."
     flat = [m.flatten() for m in matrices if m is not None]
-    flat = flat[0] if len(flat) == 1 else torch.cat(flat)
-    taken = flat.gather(0, torch.cat([p.flatten() for p in places]))
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _linear(matrices: tuple[Tensor | None, ...], places: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
+    "Σ weight·entry + constant over entries of flattened matrices; its gradient is the weights."
+    flat = _flat(matrices)
+    return flat.dot(torch.zeros_like(flat).scatter_add_(0, places, weights)) + constant
+
+
+def _take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> list[Tensor]:
+    "Entries of flattened matrices, all in one gather: its gradient is one scatter."
+    taken = _flat(matrices).gather(0, torch.cat([p.flatten() for p in places]))
     parts = taken.split_with_sizes([p.numel() for p in places])
-    return taken, [t.view(p.shape) for t, p in zip(parts, places, strict=True)]
+    return [t.view(p.shape) for t, p in zip(parts, places, strict=True)]

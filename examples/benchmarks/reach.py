@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 
-from fastai_crl._rows import minority
+from fastai_crl._profile import minority
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.losses import CRL
 from fastai_crl.memory import PositiveMemory

@@ -1,4 +1,4 @@
-"""Who is minority in a batch: the profile of its labels and the rows to mine (arXiv:1804.10851, section 3.1).
+"""Who is minority in a batch: the profile of its labels, and which of them to mine (arXiv:1804.10851, section 3.1).
 
 Everything is static in shape and free of host synchronisation: results are padded to a bound that follows from the
 arguments alone, with masks that say what is real. In joint scope the bound is small by construction: the minority
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "Rows", "Scope", "membership", "minority", "sides", "split_targets"]
+__all__ = ["Level", "Profile", "Scope", "membership", "minority", "sides", "split_targets"]
 
 Scope = Literal["joint", "attribute"]
 Level = Literal["class", "instance"]
@@ -50,52 +50,54 @@ def _limit(rho: float, n: int) -> int:
 
 
 def minority(
-    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, remembered: Tensor | float = 0
+    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, fellows: Tensor | int = 0
 ) -> Tensor:
     """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
 
-    `frequency`, (C,), sorts the labels in joint scope instead of h. `remembered`, (C,), counts towards the two samples
-    that a class needs.
+    `frequency`, (C,), sorts the labels in joint scope instead of h. `fellows`, (C,) or one for all, count towards the
+    two samples that a class needs.
     """
-    enough = (h >= 1) & (h + remembered >= 2)
+    enough = h >= max(1, 2 - fellows) if isinstance(fellows, int) else (h >= 1) & (h + fellows >= 2)
     if scope == "attribute":
         return (h <= _limit(rho, n)) & enough
-    label = (h if frequency is None else frequency).argsort(stable=True)
-    few = h.take(label).cumsum(0) <= _limit(rho, n)
+    if frequency is None:
+        ascending, label = h.sort(stable=True)
+    else:
+        label = frequency.argsort(stable=True)
+        ascending = h.take(label)
+    few = ascending.cumsum(0) <= _limit(rho, n)
     return torch.empty_like(few).scatter_(0, label, few) & enough
 
 
 def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
     """The minority side of each label, from (n, C) memberships.
 
-    Returns (C, n): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
+    Returns (n, C): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
     whether the minority is the label's negatives (attribute scope, else None).
     """
-    y = y.T.contiguous()
     inside, closed = y.floor(), y.ceil()
     if scope == "joint":
         return inside, closed, None
-    flipped = 2 * inside.sum(1) > y.shape[1]
-    other = flipped[:, None]
-    return (torch.where(other, 1 - closed, inside), torch.where(other, 1 - inside, closed), flipped)
+    flipped = 2 * inside.sum(0) > len(y)
+    return torch.where(flipped, 1 - closed, inside), torch.where(flipped, 1 - inside, closed), flipped
 
 
 @dataclass
-class Rows:
-    "The labels to mine, as M rows over the batch: a static number that minority classes can never exceed."
+class Profile:
+    "The labels to mine, M of them: a static number that minority classes can never exceed."
 
     label: Tensor | None  # (M,) long; None: all labels, in order
     flipped: Tensor | None  # (M,) bool: the minority is the label's negatives (attribute scope)
-    inside: Tensor  # (M, n) 1 for the minority side, all 0 where the label is not to be mined
-    closed: Tensor  # (M, n) 0 for the other side, else 1
+    inside: Tensor  # (n, M) 1 for the minority side, all 0 where the label is not to be mined
+    closed: Tensor  # (n, M) 0 for the other side, else 1
     count: Tensor  # (M,) long: minority samples
     against: Tensor  # (M,) long: samples of the other side
-    most: int  # the most minority samples that one row can have
-    total: int  # the most that all rows can have together: the number of anchors
+    most: int  # the most minority samples that one label can have
+    total: int  # the most that all labels can have together: the number of anchors
     remembered: Tensor | None = None  # (M, R) bool: entries of a memory that are minority samples too
 
     @classmethod
-    def select(
+    def of(
         cls,
         y: Tensor,
         rho: float,
@@ -103,14 +105,14 @@ class Rows:
         frequency: Tensor | None = None,
         remembered: Tensor | None = None,
         lone: bool = False,
-    ) -> Rows:
-        """Rows of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
+    ) -> Profile:
+        """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
 
         `lone`: a class needs one sample only, as its anchors are compared with negatives alone.
         """
         (n, n_classes), limit = y.shape, _limit(rho, y.shape[0])
         inside, closed, flipped = sides(y, scope)
-        h, label = inside.sum(1), None
+        h, label = inside.sum(0), None
         if remembered is not None and flipped is not None:
             remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
         small = minority(h, n, rho, scope, frequency, int(lone) if remembered is None else remembered.sum(1))
@@ -118,53 +120,54 @@ class Rows:
         if scope == "joint" and 4 * limit < n_classes:  # few of them can be minority: worth the selecting
             each = 1 if lone or remembered is not None else 2
             label = small.argsort(descending=True, stable=True)[: max(1, limit // each)]
-            h, small, inside, closed = (t.index_select(0, label) for t in (h, small, inside, closed))
+            h, small = h.take(label), small.take(label)
+            inside, closed = inside.index_select(1, label), closed.index_select(1, label)
             remembered = None if remembered is None else remembered.index_select(0, label)
-        against = torch.rsub(closed.sum(1), n)
+        against = torch.rsub(closed.sum(0), n)
         used = (small & (against > 0)).to(y.dtype)
         total = most if scope == "joint" else n_classes * most
-        inside, count, against = (inside * used[:, None], (h * used).long(), against.long())
-        return cls(label, flipped, inside, closed, count, against, most, total, remembered)
+        count, against = (h * used).long(), against.long()
+        return cls(label, flipped, inside * used, closed, count, against, most, total, remembered)
 
     def labels(self) -> Tensor:
         return torch.arange(len(self.count), device=self.count.device) if self.label is None else self.label
 
     def scores(self, scores: Tensor) -> Tensor:
-        "Scores of being in each row's minority, (n, C) -> (M, n): those of the flipped side rise as the label's fall."
-        scores = scores.T.contiguous() if self.label is None else scores.T.index_select(0, self.label)
-        return scores if self.flipped is None else torch.where(self.flipped[:, None], -scores, scores)
+        "Scores of being in each label's minority, (n, C) -> (n, M): those of a flipped one rise as the label's fall."
+        scores = scores if self.label is None else scores.index_select(1, self.label)
+        return scores if self.flipped is None else torch.where(self.flipped, -scores, scores)
 
     def partners(self) -> Tensor:
-        "Samples an anchor of each row can be compared with as its fellows, (M,) long; -1 or more where there is none."
+        "Samples an anchor of each label can be compared with as its fellows, (M,) long; -1 or more, -1 without anchor."
         return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
 
     def pairs(self, k: int) -> Tensor:
-        "Pairs of an anchor and a hard negative of each row, (M,) long."
+        "Pairs of an anchor and a hard negative of each label, (M,) long."
         return self.count * self.against.clamp_max(k)
 
     def triplets(self, k: int) -> Tensor:
-        "Triplets of each row, (M,) long."
+        "Triplets of each label, (M,) long."
         return self.pairs(k) * self.partners().clamp(0, k)
 
     def by_label(self, values: Tensor, n_classes: int) -> Tensor:
-        "(M,) of rows -> (C,) of labels, 0 where a label has no row."
+        "(M,) of the labels to mine -> (C,) of all, 0 for the others."
         return values if self.label is None else values.new_zeros(n_classes).scatter_(0, self.label, values)
 
-    def anchors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All minority samples, row by row.
+    def anchors(self) -> tuple[Tensor, Tensor]:
+        """All minority samples, in order of sample and label.
 
-        Returns three (A,) tensors: number, place in the flattened rows, row; of padding the place is one past the end
-        and the row is M.
+        Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
         """
-        slot = torch.arange(self.total, device=self.count.device, dtype=torch.int32)
+        m = self.inside.shape[1]
+        slot = torch.arange(self.total, device=self.count.device, dtype=self.inside.dtype)
         # The next one stands where the running count first passes its number: `nonzero` of static size.
-        place = torch.searchsorted(self.inside.flatten().cumsum(0, dtype=torch.int32), slot, right=True)
-        return slot, place, place // self.inside.shape[1]
+        place = torch.searchsorted(self.inside.flatten().cumsum(0), slot, right=True)
+        return place, torch.where(slot < self.count.sum(), place % m, m)
 
     def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
-        "Distances of each anchor to the (M, R, d) remembered embeddings of its row, (A, R); a zero has gradient zero."
-        m, n = self.inside.shape
-        _, place, row = self.anchors()
-        own = features.to(past.dtype).index_select(0, place.clamp_max(m * n - 1) % n)
+        "Distances of each anchor to the (M, R, d) remembered embeddings of its label, (A, R); a zero has gradient zero."
+        n, m = self.inside.shape
+        place, row = self.anchors()
+        own = features.to(past.dtype).index_select(0, place.clamp_max(n * m - 1) // m)
         squared = (own[:, None] - past.index_select(0, row.clamp_max(m - 1))).square().sum(2)
         return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
