@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "Profile", "Scope", "membership", "minority", "sides", "split_targets"]
+__all__ = ["Level", "Profile", "Scope", "limit", "membership", "minority", "sides", "split_targets"]
 
 Scope = Literal["joint", "attribute"]
 Level = Literal["class", "instance"]
@@ -44,7 +44,7 @@ def split_targets(targets: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     return y == 1, y == 0
 
 
-def _limit(rho: float, n: int) -> int:
+def limit(rho: float, n: int) -> int:
     "The most positives that minority classes may hold together, ⌊ρ·n⌋ (paper, eq. 3); exact where ρ·n is whole."
     return math.floor(rho * n + 1e-6)
 
@@ -59,13 +59,13 @@ def minority(
     """
     enough = h >= max(1, 2 - fellows) if isinstance(fellows, int) else (h >= 1) & (h + fellows >= 2)
     if scope == "attribute":
-        return (h <= _limit(rho, n)) & enough
+        return (h <= limit(rho, n)) & enough
     if frequency is None:
         ascending, label = h.sort(stable=True)
     else:
         label = frequency.argsort(stable=True)
         ascending = h.take(label)
-    few = ascending.cumsum(0) <= _limit(rho, n)
+    few = ascending.cumsum(0) <= limit(rho, n)
     return torch.empty_like(few).scatter_(0, label, few) & enough
 
 
@@ -110,16 +110,16 @@ class Profile:
 
         `lone`: a class needs one sample only, as its anchors are compared with negatives alone.
         """
-        (n, n_classes), limit = y.shape, _limit(rho, y.shape[0])
+        (n, n_classes), bound = y.shape, limit(rho, y.shape[0])
         inside, closed, flipped = sides(y, scope)
         h, label = inside.sum(0), None
         if remembered is not None and flipped is not None:
             remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
         small = minority(h, n, rho, scope, frequency, int(lone) if remembered is None else remembered.sum(1))
-        most = max(1, limit if scope == "joint" else min(limit, n // 2))
-        if scope == "joint" and 4 * limit < n_classes:  # few of them can be minority: worth the selecting
+        most = max(1, bound if scope == "joint" else min(bound, n // 2))
+        if scope == "joint" and 4 * bound < n_classes:  # few of them can be minority: worth the selecting
             each = 1 if lone or remembered is not None else 2
-            label = small.argsort(descending=True, stable=True)[: max(1, limit // each)]
+            label = small.argsort(descending=True, stable=True)[: max(1, bound // each)]
             h, small = h.take(label), small.take(label)
             inside, closed = inside.index_select(1, label), closed.index_select(1, label)
             remembered = None if remembered is None else remembered.index_select(0, label)

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import criteria
 from ._checks import check_arguments, check_batch, choice, plain
+from ._cpu import NUMBA, hinge_weights
 from ._hard import Hard, negatives, pairwise_distance
-from ._profile import Level, Profile, Scope, membership
+from ._profile import Level, Profile, Scope, limit, membership
 from .memory import PositiveMemory
 
 __all__ = ["CRITERIA", "CRL", "Average", "Criterion", "ScoreSpace"]
@@ -110,7 +111,7 @@ class CRL(nn.Module):
             )
         if bins < 2:
             raise ValueError(f"bins={bins!r}: a histogram needs at least 2 nodes.")
-        self.k, self.rho, self.margin, self.scope, self.level = k, rho, margin, scope, level
+        self.k, self.rho, self.margin, self.scope, self.level = int(k), rho, margin, scope, level
         self.criterion, self.score_space, self.bins, self.average = criterion, score_space, bins, average
         self.frequency = None if frequency is None else torch.as_tensor(frequency, dtype=torch.float32)
         self.memory, self.max_age = memory, max_age
@@ -215,9 +216,14 @@ class CRL(nn.Module):
         margin: float,
     ) -> tuple[Tensor, ...]:
         "Triplets per label and the criterion's sums for a slice of the labels."
+        hinge, ranking = self.criterion in ("relative", "ranking"), self.criterion == "ranking"
+        frequency = None if frequency is None else frequency.to(y.device)
+        if NUMBA and hinge and distance is None and memory is None and y.device.type == "cpu":
+            most, options = limit(self.rho, len(y)), (self.scope == "attribute", ranking, self.average == "label")
+            weights, constant, counts = hinge_weights(scores.detach(), y, frequency, most, self.k, margin, *options)
+            return counts, scores.flatten().dot(weights) + constant
         past, valid = (None, None) if memory is None else memory
         with torch.no_grad():
-            frequency, ranking = None if frequency is None else frequency.to(y.device), self.criterion == "ranking"
             profile = Profile.of(y, self.rho, self.scope, frequency, valid, ranking)
             counts = profile.pairs(self.k) if ranking else profile.triplets(self.k)
             share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
@@ -225,7 +231,7 @@ class CRL(nn.Module):
             past = past if past is None or profile.label is None else past.index_select(0, profile.label)
         if distance is None:
             scores = profile.scores(scores)
-            if self.criterion in ("relative", "ranking"):
+            if hinge:
                 weigh = self._ranking if ranking else self._relative
                 return counts, _linear((scores, past), *weigh(profile, scores.detach(), past, margin, share))
             with torch.no_grad():

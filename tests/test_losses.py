@@ -27,6 +27,16 @@ VARIANTS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["numba", "tensors"], autouse=True)
+def engine(request):
+    "The hinge criteria at class level have two engines on a CPU; what holds for one holds for the other."
+    if request.param == "numba" and not rectification.NUMBA:
+        pytest.skip("numba is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rectification, "NUMBA", request.param == "numba")
+        yield
+
+
 def expected_loss(logits, targets, features, crl):
     "The oracle's loss for the options of `crl`, differentiable in logits and features."
     n_classes = logits.shape[1]

@@ -1,0 +1,199 @@
+"""The hinge criteria at class level on a CPU: the plain loops of the paper (arXiv:1804.10851), compiled by numba.
+
+What `Hard.by_score` and `criteria.relative_weights` or `ranking_weights` do in tensor operations, which on a CPU cost
+more to start than to run. Optional: without numba, with a memory of past positives and on other devices those are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    import numba
+except ImportError:  # absent, or not for this NumPy
+    numba = None
+
+__all__ = ["NUMBA", "hinge_weights"]
+
+NUMBA = numba is not None
+
+
+def _compiled(function: Callable) -> Callable:
+    "Compiled at its first call, and kept on disk for the next process where there is a place for it."
+    if numba is None:
+        return function
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # nowhere to write
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _minority(h, key, limit, attribute):
+    "Section 3.1 and eq. 3: which labels are minority, by their number of samples h; joint scope takes them by `key`."
+    if attribute:
+        return h <= limit
+    minority, total = np.zeros(len(h), np.bool_), 0
+    for c in np.argsort(key, kind="mergesort"):
+        total += h[c]
+        minority[c] = total <= limit
+    return minority
+
+
+@_compiled
+def _hard_samples(scores, y, c, sign, n_inside, k, n_far):
+    """Eqs. 4 and 5: the minority samples of label c, lowest score first, and the κ highest-scored of the other samples.
+
+    Ties go to the lower index. `sign` is -1 where the label's negatives are the minority. Returns indices and scores.
+    """
+    inside, own = np.empty(n_inside, np.int64), np.empty(n_inside, scores.dtype)
+    far, others, found, size = np.empty(n_far, np.int64), np.empty(n_far, scores.dtype), 0, 0
+    for i in range(len(scores)):
+        score, member = sign * scores[i, c], y[i, c] if sign > 0 else 1 - y[i, c]
+        if member == 1:
+            inside[found], own[found] = i, score
+            found += 1
+        elif member == 0 and (size < n_far or score > others[size - 1]):
+            j = min(size, n_far - 1)
+            while j > 0 and score > others[j - 1]:
+                far[j], others[j] = far[j - 1], others[j - 1]
+                j -= 1
+            far[j], others[j] = i, score
+            size = min(size + 1, n_far)
+    order = np.argsort(own, kind="mergesort")
+    return inside[order], own[order], far, others
+
+
+@_compiled
+def _n_above(others, threshold):
+    "How many of the hard negatives, highest first, score above `threshold`."
+    low, high = 0, len(others)
+    while low < high:
+        middle = (low + high) // 2
+        if others[middle] > threshold:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_compiled
+def _hinges(own, others, k, margin, ranking, own_weight, hist):
+    """Eq. 9: the weight of each minority sample's score in the sum of a label's hinges, and the number of active ones.
+
+    max(0, m + |p_a - p_+| - p_a + p_-) is active where p_- is above p_a - m - |p_a - p_+|, so for the first so many of
+    the hard negatives: `hist` counts the hinges by that number. Ranking has no p_+.
+    """
+    active, n_near = 0, min(k + 1, len(own))
+    # Of an anchor that scores higher than p_+ the threshold is p_+ - m, whichever anchor it is.
+    below = np.array([_n_above(others, p - margin) for p in own[: (0 if ranking else n_near)]], np.int64)
+    for a in range(len(own)):
+        if ranking:
+            count = _n_above(others, own[a] - margin)
+            hist[count] += 1
+            own_weight[a] -= count
+            active += count
+            continue
+        for i in range(n_near if a <= k else k):
+            if i == a:
+                continue
+            lower = own[i] <= own[a]
+            count = below[i] if lower else _n_above(others, 2 * own[a] - own[i] - margin)
+            hist[count] += 1
+            active += count
+            # The slopes of |p_a - p_+| - p_a, where that of |0| is 0.
+            if own[i] < own[a]:
+                own_weight[i] -= count
+            elif own[i] > own[a]:
+                own_weight[i] += count
+                own_weight[a] -= 2 * count
+            else:
+                own_weight[a] -= count
+    return active
+
+
+@_compiled
+def _weigh(scores, y, frequency, limit, k, margin, attribute, ranking, by_label, weights, counts):
+    "Fills (n, C) weights and (C,) counts of triplets (pairs, for ranking); returns the number of active hinges."
+    n, n_classes = y.shape
+    h, g = np.zeros(n_classes, np.int64), np.zeros(n_classes, np.int64)
+    for i in range(n):
+        for c in range(n_classes):
+            h[c] += y[i, c] == 1
+            g[c] += y[i, c] == 0
+    flipped = np.zeros(n_classes, np.bool_)
+    if attribute:
+        flipped = 2 * h > n
+        h, g = np.where(flipped, g, h), np.where(flipped, h, g)
+    key = h.astype(np.float64) if len(frequency) == 0 else frequency
+    minority, total = _minority(h, key, limit, attribute), 0.0
+    for c in range(n_classes):
+        counts[c] = h[c] * min(g[c], k) * (1 if ranking else min(max(h[c] - 1, 0), k)) if minority[c] else 0
+        if counts[c] == 0:
+            continue
+        sign = -1 if flipped[c] else 1
+        inside, own, far, others = _hard_samples(scores, y, c, sign, h[c], k, min(g[c], k))
+        own_weight, hist = np.zeros(h[c], np.int64), np.zeros(len(far) + 1, np.int64)
+        active = _hinges(own, others, k, margin, ranking, own_weight, hist)
+        share = 1 / counts[c] if by_label else 1.0
+        total += active * share
+        for a in range(h[c]):
+            weights[inside[a], c] = own_weight[a] * share * sign
+        above = 0
+        for j in range(len(far) - 1, -1, -1):
+            above += hist[j + 1]
+            weights[far[j], c] = above * share * sign
+    return total
+
+
+@torch.library.custom_op(
+    "fastai_crl::hinge_weights",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor scores, Tensor y, Tensor? frequency, int limit, int k, float margin, bool attribute, bool ranking, "
+    "bool by_label) -> (Tensor, Tensor, Tensor)",
+)
+def hinge_weights(
+    scores: Tensor,
+    y: Tensor,
+    frequency: Tensor | None,
+    limit: int,
+    k: int,
+    margin: float,
+    attribute: bool,
+    ranking: bool,
+    by_label: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the hinges of a batch as weights of its scores, which it is linear in while the active ones stay the same.
+
+    Args:
+        scores: (n, C) float32 or float64.
+        y: (n, C) memberships of the same dtype, see `membership`.
+        frequency: (C,), see `minority`, or None.
+        limit: ⌊ρ·n⌋, the most positives of the minority classes; of any one in attribute scope.
+        k: κ.
+        margin: m.
+        attribute: attribute scope, else joint.
+        ranking: criterion `"ranking"`, else `"relative"`.
+        by_label: each label's sum is divided by its number of triplets.
+
+    Returns:
+        (n·C,) weights, m · number of active hinges as a scalar, both in the dtype of the scores, and (C,) long triplets
+        (ranking: pairs) of each label.
+    """
+    weights, counts = np.zeros(scores.shape, scores.numpy().dtype), np.empty(scores.shape[1], np.int64)
+    key = np.empty(0) if frequency is None else frequency.double().numpy()
+    arrays = (scores.contiguous().numpy(), y.contiguous().numpy(), key)
+    active = _weigh(*arrays, limit, k, margin, attribute, ranking, by_label, weights, counts)
+    constant = scores.new_tensor(margin * active)
+    return torch.from_numpy(weights).flatten(), constant, torch.from_numpy(counts)
+
+
+@hinge_weights.register_fake
+def _(scores, y, *_):
+    counts = scores.new_empty(scores.shape[1], dtype=torch.long)
+    return scores.new_empty(scores.numel()), scores.new_empty(()), counts
