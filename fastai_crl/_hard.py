@@ -16,7 +16,7 @@ _BIG = 1e30  # beyond any score or distance
 
 def _bits(values: Tensor) -> Tensor:
     "Integers that order as these float32 do: their own bits, once those of the negative ones are reversed."
-    bits = values.view(torch.int32)
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0, with which it ties
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -80,7 +80,7 @@ class Hard:
         place = place.clamp_max(n * m - 1)
         order = _by_row(row, scores.take(place))
         place, row = place.take(order), row.take(order)
-        # The k + 1 lowest of a label serve all its anchors: leave out the anchor itself, or the last if it is not there.
+        # The k + 1 lowest of a label serve all its anchors: without the anchor itself, or the last if it is not there.
         column = torch.arange(max(1, min(k, profile.most - 1)) + 1, device=device)
         count = torch.constant_pad_nd(profile.count, (0, 1))
         first = count.cumsum(0) - count

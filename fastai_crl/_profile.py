@@ -165,7 +165,7 @@ class Profile:
         return place, torch.where(slot < self.count.sum(), place % m, m)
 
     def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
-        "Distances of each anchor to the (M, R, d) remembered embeddings of its label, (A, R); a zero has gradient zero."
+        "Distances of anchors to the (M, R, d) remembered embeddings of their labels, (A, R); a zero has gradient zero."
         n, m = self.inside.shape
         place, row = self.anchors()
         own = features.to(past.dtype).index_select(0, place.clamp_max(n * m - 1) // m)

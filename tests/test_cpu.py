@@ -1,4 +1,4 @@
-"""The compiled loops against the tensor operations that they stand in for; both are held against the oracle elsewhere."""
+"""The compiled loops against the tensor operations that they stand in for; `test_losses` holds both to the oracle."""
 
 import os
 import subprocess
@@ -34,7 +34,9 @@ def test_equals_the_tensor_operations(data):
     logits = torch.randn(n, n_classes, generator=generator)
     if data.draw(st.booleans()):
         logits = logits.round()
-    targets = (torch.rand(n, n_classes, generator=generator) < data.draw(st.sampled_from([0, 0.05, 0.3, 0.9, 1]))).float()
+    targets = (
+        torch.rand(n, n_classes, generator=generator) < data.draw(st.sampled_from([0, 0.05, 0.3, 0.9, 1]))
+    ).float()
     if data.draw(st.booleans()):
         targets[torch.rand(n, n_classes, generator=generator) < 0.2] = 0.5
     crl = CRL(

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fastai.learner import load_learner
 from PIL import Image
 
@@ -165,3 +166,33 @@ def test_the_notebook_runs(tmp_path):
     assert (tmp_path / "out" / "learner.pkl").stat().st_size > 1_000_000
     text = [o.get("text", "") for c in nb.cells if c.cell_type == "code" for o in c.outputs]
     assert any("predicts the same: True" in t for t in text)
+
+
+@pytest.fixture(scope="module")
+def mining():
+    spec = importlib.util.spec_from_file_location("mining_benchmark", EXAMPLES / "benchmarks" / "mining.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n", [8, 64, 300])
+def test_the_rivals_of_the_mining_benchmark_compute_the_same(mining, n):
+    logits, targets = mining.batch(n, "cpu", seed=n)
+    logits.requires_grad_()
+    expected = mining.CRL(7)(logits, targets)
+    assert (expected > 0) == (n > 8)  # the smallest has no triplet
+    for rival in (mining.loop, mining.lean_loop, mining.dense):
+        found = rival(logits, targets, 7)
+        found = found if torch.is_tensor(found) else logits.sum() * found
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected)), rtol=1e-4, atol=1e-7
+        )
+    found = mining.tensors(mining.CRL(7))(logits, targets)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_peak_of_memory_is_that_of_the_step(mining):
+    x, y = torch.zeros(1000, 100), torch.zeros(1000, 100)
+    assert 1.9 * x.nbytes < mining.peak_bytes(lambda x, y: (x * 2).exp().sum(), x, y) < 6 * x.nbytes

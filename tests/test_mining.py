@@ -134,6 +134,15 @@ def test_ties_go_to_the_lower_index():
     assert {(a, i) for a, i, _, _ in found.tolist()} == {(3, 5), (3, 7), (5, 3), (5, 7), (7, 3), (7, 5), (9, 3), (9, 5)}
 
 
+def test_minus_zero_ties_with_zero():
+    "Equal scores whose bits differ: among positives, negatives, and where the label is flipped."
+    scores, targets = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, -0.0])[:, None], torch.tensor([1, 1, 1, 0, 0, 0])[:, None]
+    for y, scope in ((targets, "joint"), (1 - targets, "joint"), (targets, "attribute")):
+        expected = oracle.triplets(scores.tolist(), y.tolist(), 1, 0.5, scope)
+        assert sorted(map(tuple, mine(scores, y, 1, scope=scope).triplets().tolist())) == sorted(expected)
+        assert expected
+
+
 def test_sparse_label_space_equals_dense():
     "More labels than can be minority at once: the rows that are left out hold nothing."
     targets = torch.zeros(16, 300)

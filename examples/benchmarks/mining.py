@@ -5,11 +5,14 @@
 
 Prints, in one run:
 
-1. time and peak memory over the batch size, with labels as frequent as in HPA 2018, of `CRL` eager, compiled, and
-   with a memory of 16 past positives per label; the same loss as a Python loop over anchors, as published code does
-   it; the same loss as dense tensor operations over all anchors x κ x κ triplets; pytorch-metric-learning's
-   all-triplets and batch-hard miners with its triplet loss, label by label on the scores (*another loss*: what one
-   would reach for instead); binary cross entropy;
+1. time and peak memory over the batch size, with labels as frequent as in HPA 2018, of `CRL` eager and compiled, in
+   tensor operations alone (what a GPU, or a CPU without numba, runs) eager and compiled, and with a memory of 16 past
+   positives per label; the whole loss, `CRLLoss`; the same term as a Python loop over anchors, in the steps of a 2019
+   article on it but correct (all positives and negatives of the batch in two lists, of which each anchor takes its
+   label's, sorts them and lays out the grid of its triplets), and as a *lean loop* that does no more than it must; the
+   same as dense tensor operations over all anchors x κ x κ triplets; pytorch-metric-learning's all-triplets and
+   batch-hard miners with its triplet loss, label by label on the scores (*another loss*: what one would reach for
+   instead); binary cross entropy;
 2. `CRL` over κ;
 3. 10,000 labels, of which each sample has five;
 4. the six variants, and ranking;
@@ -38,8 +41,9 @@ from fastcore.script import call_parse, store_true
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.profiler import ProfilerActivity, profile
 
+from fastai_crl import rectification
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
-from fastai_crl.losses import CRITERIA, CRL
+from fastai_crl.losses import CRITERIA, CRL, CRLLoss
 
 DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
 PATIENCE = 20.0  # seconds: a rival that takes longer than this for one run is not run at larger sizes
@@ -65,7 +69,27 @@ def minority(targets, rho=0.5):
 
 
 def loop(logits, targets, k, margin=0.5):
-    "The loss, one anchor after the other."
+    "The term, one anchor after the other, as the article goes about it."
+    labels = torch.tensor(list(minority(targets)), dtype=torch.long, device=logits.device)
+    scores, member = logits.sigmoid()[:, labels], targets[:, labels] == 1
+    positives, negatives, own = member.nonzero(), (~member).nonzero(), scores[member]
+    triplets = []
+    for a, (_, label) in enumerate(positives):
+        fellow = positives[:, 1] == label
+        fellow[a] = False
+        near, far = positives[fellow], negatives[negatives[:, 1] == label]
+        near = scores[near[:, 0], near[:, 1]].sort().values[:k]
+        far = scores[far[:, 0], far[:, 1]].sort(descending=True).values[:k]
+        grid = torch.cartesian_prod(*(torch.arange(len(x), device=far.device) for x in (near, far)))
+        triplets.append(torch.stack([own[a].expand(len(grid)), near[grid[:, 0]], far[grid[:, 1]]], 1))
+    if not triplets:
+        return logits.sum() * 0
+    p_anchor, p_near, p_far = torch.cat(triplets).unbind(1)
+    return (margin + (p_anchor - p_near).abs() - (p_anchor - p_far)).clamp_min(0).mean()
+
+
+def lean_loop(logits, targets, k, margin=0.5):
+    "The same with only what it takes."
     scores, total, triplets = logits.sigmoid(), 0.0, 0
     for c in minority(targets):
         positives, negatives = (targets[:, c] == 1).nonzero().flatten(), (targets[:, c] == 0).nonzero().flatten()
@@ -78,6 +102,19 @@ def loop(logits, targets, k, margin=0.5):
             total = total + (margin + to_pos[:, None] - to_neg[None]).clamp_min(0).sum()
             triplets += len(hard_pos) * len(hard_neg)
     return total / max(triplets, 1)
+
+
+def tensors(crl):
+    "`crl` in tensor operations, whether numba is installed or not."
+
+    def loss(logits, targets):
+        numba, rectification.NUMBA = rectification.NUMBA, False
+        try:
+            return crl(logits, targets)
+        finally:
+            rectification.NUMBA = numba
+
+    return loss
 
 
 def dense(logits, targets, k, margin=0.5):
@@ -202,59 +239,74 @@ def table(title, header, rows):
     TABLES.append((title, header, rows, text))
 
 
-def by_size(sizes, k, runs, device, compiled):
+def compiled(loss):
+    return torch.compile(loss, fullgraph=True)
+
+
+def by_size(sizes, k, runs, device, use_compiler):
     "Table 1."
-    names = ["loop", "dense", "pml all triplets", "pml batch hard"]
+    names = ["loop", "lean loop", "dense", "pml all triplets", "pml batch hard"]
     rows, compile_seconds, tired = [], {}, set()
     for n in sizes:
         logits, targets = batch(n, device)
-        rivals = {"bce": bce, "eager": CRL(k), "eager, memory": CRL(k, memory=16)}
-        if compiled:
+        ours = {"CRL": CRL(k), "CRL, tensors": tensors(CRL(k)), "CRL, memory": CRL(k, memory=16)}
+        ours["CRLLoss"] = CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)
+        if use_compiler:
             torch._dynamo.reset()
-            rivals["compiled"] = torch.compile(CRL(k), fullgraph=True)
+            ours |= {
+                "CRL, compiled": compiled(CRL(k)),
+                "CRL, tensors, compiled": tensors(compiled(CRL(k))),
+                "CRLLoss, compiled": compiled(CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)),
+            }
             start = time.perf_counter()
-            step(rivals["compiled"], logits, targets)
+            step(ours["CRL, tensors, compiled"], logits, targets)
             compile_seconds[n] = time.perf_counter() - start
         others = {
             "loop": lambda x, y: loop(x, y, k),
+            "lean loop": lambda x, y: lean_loop(x, y, k),
             "dense": lambda x, y: dense(x, y, k),
             "pml all triplets": metric_learning("all triplets"),
             "pml batch hard": metric_learning("batch hard"),
         }
         too_large = {"dense"} if dense_bytes(targets, k) > DENSE_BYTES else set()
-        rivals |= {name: f for name, f in others.items() if name not in tired | too_large}
-        ours = step(rivals["eager"], logits, targets)
-        for name in {"compiled", "loop", "dense"} & set(rivals):
-            torch.testing.assert_close(step(rivals[name], logits, targets), ours, rtol=1e-3, atol=1e-4)
+        rivals = {"bce": bce} | ours | {name: f for name, f in others.items() if name not in tired | too_large}
+        value = step(ours["CRL"], logits, targets)
+        same = {"CRL, compiled", "CRL, tensors", "CRL, tensors, compiled", "loop", "lean loop", "dense"}
+        for name in same & set(rivals):
+            torch.testing.assert_close(step(rivals[name], logits, targets), value, rtol=1e-3, atol=1e-4)
         result = compare(rivals, logits, targets, runs)
         tired |= {name for name in names if name in result and result[name][0] > PATIENCE / 4}
-        base = result["eager"][0]
-        for name in ["eager", "compiled", "eager, memory", *names, "bce"]:
+        for name in [*ours, *names, "bce"]:
             if name in result:
                 seconds, size = result[name]
-                relative = [f"{seconds / base:.2f}"]
-                relative += [f"{seconds / result['compiled'][0]:.2f}"] if compiled else []
-                rows.append([n, name, milliseconds(seconds), mebibytes(size), *relative])
-            elif name != "compiled":
-                why = "n/a: memory" if name in too_large else "n/a: time"
-                rows.append([n, name, why, "", *[""] * (1 + bool(compiled))])
-    header = ["n", "what", "ms", "peak MiB", "x eager"] + ["x compiled"] * bool(compiled)
+                relative = (
+                    f"{result[base][0] / seconds:.1f}" if base in result else "" for base in ("loop", "lean loop")
+                )
+                rows.append(
+                    [n, name, milliseconds(seconds), mebibytes(size), *relative, f"{seconds / result['bce'][0]:.1f}"]
+                )
+            else:
+                rows.append([n, name, "n/a: memory" if name in too_large else "n/a: time", "", "", "", ""])
     title = (
         f"1. Forward + backward over the batch size, {len(HPA_COUNTS)} labels as frequent as in HPA, k={k}. "
-        "'x eager', 'x compiled': time as a multiple of ours. pml (pytorch-metric-learning) is another loss."
+        "'loop x', 'lean x': how many times as long those loops take. pml (pytorch-metric-learning) is another loss."
     )
-    if compiled:
-        title += "\n   Compiling took " + ", ".join(f"{s:.0f} s (n={n})" for n, s in compile_seconds.items()) + "."
-    table(title, header, rows)
+    if not rectification.NUMBA and device == "cpu":
+        title += "\n   numba is not installed: CRL is tensor operations throughout."
+    if use_compiler:
+        title += "\n   Compiling the tensor form took " + ", ".join(
+            f"{s:.0f} s (n={n})" for n, s in compile_seconds.items()
+        )
+    table(title, ["n", "what", "ms", "peak MiB", "loop x", "lean x", "x bce"], rows)
 
 
-def by_k(n, ks, runs, device, compiled):
+def by_k(n, ks, runs, device, use_compiler):
     "Table 2."
     logits, targets = batch(n, device)
-    rivals = {("eager", k): CRL(k) for k in ks}
-    if compiled:
+    rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, tensors", k): tensors(CRL(k)) for k in ks}
+    if use_compiler:
         torch._dynamo.reset()
-        rivals |= {("compiled", k): torch.compile(CRL(k), fullgraph=True) for k in (ks[0], ks[-1])}
+        rivals |= {("CRL, tensors, compiled", k): tensors(compiled(CRL(k))) for k in (ks[0], ks[-1])}
     result = compare(rivals, logits, targets, runs)
     rows = [
         [kind, k, milliseconds(s), mebibytes(size), f"{s / result[kind, ks[0]][0]:.2f}"]
@@ -268,7 +320,9 @@ def sparse(n, n_classes, runs, device):
     logits, targets, slot = torch.randn(n, n_classes), torch.zeros(n, n_classes), torch.arange(5 * n)
     targets[slot % n, slot // 3 % n_classes] = 1
     logits, targets = logits.to(device), targets.to(device)
-    rivals = {"bce": bce} | {f"{scope} scope": CRL(scope=scope) for scope in ("joint", "attribute")}
+    rivals = {"bce": bce}
+    for scope in ("joint", "attribute"):
+        rivals |= {f"CRL, {scope} scope": CRL(scope=scope), f"CRL, tensors, {scope} scope": tensors(CRL(scope=scope))}
     result = compare(rivals, logits, targets, min(runs, 5))
     rows = [[name, milliseconds(seconds), mebibytes(size)] for name, (seconds, size) in result.items()]
     title = f"3. {n_classes:,} labels, five a sample and three samples each, n={n}, k=25."
