@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._profile import Profile
 
-__all__ = ["Hard", "negatives", "pairwise_distance"]
+__all__ = ["Hard", "flat", "negatives", "pairwise_distance", "take"]
 
 _BIG = 1e30  # beyond any score or distance
 
@@ -157,6 +157,19 @@ def pairwise_distance(features: Tensor) -> Tensor:
     features = features.to(out if features.device.type == "mps" else torch.float64)
     square = features.square().sum(1)
     total = square[:, None] + square
-    squared = total - 2 * features @ features.T
+    squared = torch.addmm(total, features, features.T, alpha=-2)
     apart = squared > 4 * torch.finfo(squared.dtype).eps * total.detach()
     return (torch.where(apart, squared, 1.0).sqrt() * apart).to(out)
+
+
+def flat(matrices: tuple[Tensor | None, ...]) -> Tensor:
+    "Matrices flattened, one after the other."
+    parts = [m.flatten() for m in matrices if m is not None]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> list[Tensor]:
+    "Entries of flattened matrices, all in one gather: its gradient is one scatter."
+    taken = flat(matrices).gather(0, torch.cat([p.flatten() for p in places]))
+    parts = taken.split_with_sizes([p.numel() for p in places])
+    return [t.view(p.shape) for t, p in zip(parts, places, strict=True)]

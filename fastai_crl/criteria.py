@@ -1,4 +1,4 @@
-"""The three comparisons of the CRL paper (arXiv:1804.10851, section 3.3), and ranking, which leaves positives alone.
+"""The three comparisons of the CRL paper (arXiv:1804.10851, section 3.3). At class level `_hinge` has a shorter way.
 
 Each takes the distances of every anchor to its hard positives, (A, P), and to its hard negatives, (A, N) with the
 nearest first, together with what tells a real pair from padding: a bool mask, or a "bar" of 0 for the real and of a
@@ -16,10 +16,8 @@ __all__ = [
     "absolute_sums",
     "distribution_loss",
     "distribution_sums",
-    "ranking_weights",
     "relative_loss",
     "relative_sums",
-    "relative_weights",
 ]
 
 
@@ -40,60 +38,6 @@ def relative_sums(
         times = to_pos.shape[1] - by_active.cumsum(1)[:, :-1]  # for negative j: how many positives have active > j
     by_anchor = (active * (margin + to_pos)).sum(1) - (times * to_neg).sum(1)
     return by_anchor.sum() if share is None else by_anchor.dot(share)
-
-
-@torch.no_grad()
-def relative_weights(
-    own: Tensor,
-    near: Tensor,
-    near_bar: Tensor,
-    far: Tensor,
-    far_bar: Tensor,
-    row: Tensor,
-    margin: float,
-    share: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The same sum at class level, over max(0, m + |p_a - p_+| - p_a + p_-), as weights of the scores themselves.
-
-    While the active hinges stay the same it is linear in the scores: Σ weight·p + m·(number of active hinges). So no
-    pair needs a gradient. Takes the scores (A,) of the anchors, (M, P) and (M, N) of the hard samples of each row, the
-    row of each anchor, and (M,) what a triplet of each row counts.
-
-    Returns the weights, flat, in the order of `own`, `near` and `far`, and the number of active hinges.
-    """
-    gap = own[:, None] - near.index_select(0, row)
-    to_neg = own[:, None] - (far + far_bar).index_select(0, row)
-    active = torch.searchsorted(to_neg, gap.abs().add_(margin).add_(near_bar))
-    width = far.shape[1] + 1
-    by_active = own.new_zeros(far.shape[0] * width)
-    by_active.scatter_add_(0, (active + row[:, None] * width).flatten(), torch.ones_like(gap).flatten())
-    up_to = by_active.view(-1, width).cumsum(1)
-    up_to = up_to[:, -1:] - up_to[:, :-1]  # of negative j: how many pairs of its row have active > j
-    active = active.to(own.dtype)
-    if share is not None:
-        up_to, active = up_to * share[:, None], active * share.index_select(0, row)[:, None]
-    pull = active * gap.sign()
-    weights = (
-        (pull - active).sum(1),
-        torch.zeros_like(near).index_add_(0, row, pull, alpha=-1).flatten(),
-        up_to.flatten(),
-    )
-    return torch.cat(weights), active.sum()
-
-
-@torch.no_grad()
-def ranking_weights(
-    own: Tensor, real: Tensor, far: Tensor, far_bar: Tensor, row: Tensor, margin: float, share: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sum of max(0, m - (p_a - p_-)) over the pairs of anchor and hard negative: `relative_weights` without d(a,+).
-
-    Takes the scores (A,) of the anchors, which of them are `real`, (M, N) the hard negatives of each row, the row of
-    each anchor, and (M,) what a pair of each row counts. Returns weights in the order of `own` and `far`.
-    """
-    active = (own[:, None] - (far + far_bar).index_select(0, row) < margin) & real[:, None]
-    active = active.to(own.dtype) if share is None else active * share.index_select(0, row)[:, None]
-    pushed = torch.zeros_like(far).index_add_(0, row, active)
-    return torch.cat((-active.sum(1), pushed.flatten())), active.sum()
 
 
 def relative_loss(total: Tensor, triplets: Tensor, by_label: bool = False) -> Tensor:

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import criteria
 from ._checks import check_arguments, check_batch, choice, plain
-from ._cpu import NUMBA, hinge_weights
-from ._hard import Hard, negatives, pairwise_distance
+from ._hard import Hard, pairwise_distance, take
+from ._hinge import hinge_sum
+from ._hinge_cpu import NUMBA, hinge_weights
 from ._profile import Level, Profile, Scope, limit, membership
 from .memory import PositiveMemory
 
@@ -70,7 +71,8 @@ class CRL(nn.Module):
     Call:
         `(logits, targets, features=None) -> scalar` in float32 (float64 for float64 logits), also under autocast; 0
         where there is no triplet. logits (n, C); targets (n, C) in [0, 1] (only exact ones are positives, only exact
-        zeros are negatives) or (n,) class indices; features (n, d) at instance level.
+        zeros are negatives) or (n,) class indices; features (n, d) at instance level. On a CPU the first call ever for
+        relative or ranking at class level takes some seconds, in which numba compiles its loops.
 
     Attributes:
         counts: (C,) long, triplets of each label in the last call (`"ranking"`: pairs); None before the first.
@@ -232,17 +234,16 @@ class CRL(nn.Module):
         if distance is None:
             scores = profile.scores(scores)
             if hinge:
-                weigh = self._ranking if ranking else self._relative
-                return counts, _linear((scores, past), *weigh(profile, scores.detach(), past, margin, share))
+                return counts, hinge_sum(profile, scores, past, self.k, margin, ranking, share)
             with torch.no_grad():
                 hard = Hard.by_score(profile, scores.detach(), self.k, past)
-            own, near, far = _take((scores, past), hard.anchor, hard.near, hard.far)
+            own, near, far = take((scores, past), hard.anchor, hard.near, hard.far)
             to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
         else:
             past = None if past is None else profile.distance_to(features, past)
             with torch.no_grad():
                 hard = Hard.by_distance(profile, distance.detach(), self.k, None if past is None else past.detach())
-            to_pos, to_neg = _take((distance, past), hard.near, hard.far)
+            to_pos, to_neg = take((distance, past), hard.near, hard.far)
             if self.criterion == "relative":
                 share = None if share is None else share.index_select(0, hard.row)
                 return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin, share)
@@ -252,48 +253,3 @@ class CRL(nn.Module):
             low = 0.0 if distance is not None else -span
             return counts, *criteria.distribution_sums(*pairs, low, span, self.bins)
         return counts, *getattr(criteria, f"{self.criterion}_sums")(*pairs, margin)
-
-    @torch.no_grad()
-    def _relative(
-        self, profile: Profile, scores: Tensor, past: Tensor | None, margin: float, share: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        "The sum of the hinges of all triplets as places, their weights and a constant: see `_linear`."
-        hard = Hard.by_score(profile, scores, self.k, past)
-        near = (scores if past is None else _flat((scores, past))).take(hard.near)
-        weights, active = criteria.relative_weights(
-            scores.take(hard.anchor), near, hard.near_bar, scores.take(hard.far), hard.far_bar, hard.row, margin, share
-        )
-        return torch.cat((hard.anchor, hard.near.flatten(), hard.far.flatten())), weights, margin * active
-
-    @torch.no_grad()
-    def _ranking(
-        self, profile: Profile, scores: Tensor, past: None, margin: float, share: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        "The same for the hinges of all pairs of an anchor and a hard negative."
-        m = scores.shape[1]
-        place, row = profile.anchors()
-        place, real, row = place.clamp_max(scores.numel() - 1), row < m, row.clamp_max(m - 1)
-        far, far_bar = negatives(profile, scores, self.k)
-        weights, active = criteria.ranking_weights(
-            scores.take(place), real, scores.take(far), far_bar, row, margin, share
-        )
-        return torch.cat((place, far.flatten())), weights, margin * active
-
-
-def _flat(matrices: tuple[Tensor | None, ...]) -> Tensor:
-    "Matrices flattened, one after the other."
-    flat = [m.flatten() for m in matrices if m is not None]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def _linear(matrices: tuple[Tensor | None, ...], places: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
-    "Σ weight·entry + constant over entries of flattened matrices; its gradient is the weights."
-    flat = _flat(matrices)
-    return flat.dot(torch.zeros_like(flat).scatter_add_(0, places, weights)) + constant
-
-
-def _take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> list[Tensor]:
-    "Entries of flattened matrices, all in one gather: its gradient is one scatter."
-    taken = _flat(matrices).gather(0, torch.cat([p.flatten() for p in places]))
-    parts = taken.split_with_sizes([p.numel() for p in places])
-    return [t.view(p.shape) for t, p in zip(parts, places, strict=True)]

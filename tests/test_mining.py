@@ -136,7 +136,10 @@ def test_ties_go_to_the_lower_index():
 
 def test_minus_zero_ties_with_zero():
     "Equal scores whose bits differ: among positives, negatives, and where the label is flipped."
-    scores, targets = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, -0.0])[:, None], torch.tensor([1, 1, 1, 0, 0, 0])[:, None]
+    scores, targets = (
+        torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, -0.0])[:, None],
+        torch.tensor([1, 1, 1, 0, 0, 0])[:, None],
+    )
     for y, scope in ((targets, "joint"), (1 - targets, "joint"), (targets, "attribute")):
         expected = oracle.triplets(scores.tolist(), y.tolist(), 1, 0.5, scope)
         assert sorted(map(tuple, mine(scores, y, 1, scope=scope).triplets().tolist())) == sorted(expected)

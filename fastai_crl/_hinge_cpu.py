@@ -1,7 +1,7 @@
 """The hinge criteria at class level on a CPU: the plain loops of the paper (arXiv:1804.10851), compiled by numba.
 
-What `Hard.by_score` and `criteria.relative_weights` or `ranking_weights` do in tensor operations, which on a CPU cost
-more to start than to run. Without numba, with a memory of past positives, and on other devices, those are used.
+What `_hinge` does in tensor operations, which on a CPU cost more to start than to run. Without numba, with a memory of
+past positives, and on other devices, that one is used.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastai_crl import _cpu, rectification
+from fastai_crl import _hinge_cpu, rectification
 from fastai_crl.losses import CRL
 
-needs_numba = pytest.mark.skipif(not _cpu.NUMBA, reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not _hinge_cpu.NUMBA, reason="numba is not installed")
 
 
 def both(monkeypatch, crl, logits, targets):
@@ -77,18 +77,18 @@ def test_operator_is_well_behaved():
     "Schema, fake tensors and tracing, as `torch.compile` relies on them."
     p, y = torch.rand(12, 3), (torch.rand(12, 3) < 0.4).float()
     for frequency in (None, torch.tensor([1.0, 2.0, 3.0])):
-        torch.library.opcheck(_cpu.hinge_weights, (p, y, frequency, 6, 4, 0.5, False, False, True))
+        torch.library.opcheck(_hinge_cpu.hinge_weights, (p, y, frequency, 6, 4, 0.5, False, False, True))
 
 
 WITHOUT = """
 import sys
 sys.modules["numba"] = None  # what `import numba` finds where it is not installed
 import torch
-from fastai_crl import _cpu
+from fastai_crl import _hinge_cpu
 from fastai_crl.losses import CRL
 torch.manual_seed(0)
 logits, targets = torch.randn(32, 4, requires_grad=True), (torch.rand(32, 4) < 0.2).float()
-print(_cpu.NUMBA, CRL(4)(logits, targets).item())
+print(_hinge_cpu.NUMBA, CRL(4)(logits, targets).item())
 """
 
 
@@ -105,9 +105,9 @@ UNWRITABLE = """
 import numba.core.caching
 numba.core.caching.CacheImpl._locator_classes = []  # no folder of any kind can be written
 import torch
-from fastai_crl import _cpu
+from fastai_crl import _hinge_cpu
 p, y = torch.rand(8, 2), torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).repeat(2, 1)
-print(_cpu.hinge_weights(p, y, None, 8, 3, 0.5, False, False, False)[2].tolist())
+print(_hinge_cpu.hinge_weights(p, y, None, 8, 3, 0.5, False, False, False)[2].tolist())
 """
 
 
