@@ -15,8 +15,8 @@ _BIG = 1e30  # beyond any score or distance
 
 
 def _bits(values: Tensor) -> Tensor:
-    "Integers that order as these float32 do: their own bits, once those of the negative ones are reversed."
-    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0, with which it ties
+    "Integers that order as these float32 do, none of them -0: their bits, once those of negative ones are reversed."
+    bits = values.view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -34,7 +34,7 @@ def _by_row(row: Tensor, values: Tensor) -> Tensor:
     if values.dtype == torch.float64:
         order = values.argsort(stable=True)
         return order.take(row.take(order).argsort(stable=True))
-    return torch.add(_bits(values), row, alpha=2**32).argsort(stable=True)
+    return torch.add(_bits(values + 0.0), row, alpha=2**32).argsort(stable=True)  # -0 + 0 = 0
 
 
 def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:

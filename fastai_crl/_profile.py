@@ -138,7 +138,7 @@ class Profile:
         return scores if self.flipped is None else torch.where(self.flipped, -scores, scores)
 
     def partners(self) -> Tensor:
-        "Samples an anchor of each label can be compared with as its fellows, (M,) long; -1 or more, -1 without anchor."
+        "Samples that an anchor of each label is compared with as its fellows, (M,) long; -1 or more where it has none."
         return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
 
     def pairs(self, k: int) -> Tensor:
@@ -158,11 +158,11 @@ class Profile:
 
         Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
         """
-        m = self.inside.shape[1]
+        n, m = self.inside.shape
         slot = torch.arange(self.total, device=self.count.device, dtype=self.inside.dtype)
         # The next one stands where the running count first passes its number: `nonzero` of static size.
         place = torch.searchsorted(self.inside.flatten().cumsum(0), slot, right=True)
-        return place, torch.where(slot < self.count.sum(), place % m, m)
+        return place, (place % m).masked_fill_(place == n * m, m)
 
     def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
         "Distances of anchors to the (M, R, d) remembered embeddings of their labels, (A, R); a zero has gradient zero."
