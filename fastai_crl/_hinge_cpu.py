@@ -45,19 +45,19 @@ def _minority(h, key, limit, attribute):
 
 
 @_compiled
-def _hard_samples(scores, y, c, sign, n_inside, k, n_far):
-    """Eqs. 4 and 5: the minority samples of label c, lowest score first, and the κ highest-scored of the other samples.
+def _hard_samples(scores, y, c, sign, n_inside, n_far):
+    """Eqs. 4 and 5: the minority samples of label c, lowest score first, and the `n_far` highest of the other samples.
 
     Ties go to the lower index. `sign` is -1 where the label's negatives are the minority. Returns indices and scores.
     """
     inside, own = np.empty(n_inside, np.int64), np.empty(n_inside, scores.dtype)
     far, others, found, size = np.empty(n_far, np.int64), np.empty(n_far, scores.dtype), 0, 0
     for i in range(len(scores)):
-        score, member = sign * scores[i, c], y[i, c] if sign > 0 else 1 - y[i, c]
-        if member == 1:
+        score, member = sign * scores[i, c], y[i, c]
+        if member == (1 if sign > 0 else 0):
             inside[found], own[found] = i, score
             found += 1
-        elif member == 0 and (size < n_far or score > others[size - 1]):
+        elif member == (0 if sign > 0 else 1) and (size < n_far or score > others[size - 1]):
             j = min(size, n_far - 1)
             while j > 0 and score > others[j - 1]:
                 far[j], others[j] = far[j - 1], others[j - 1]
@@ -82,27 +82,20 @@ def _n_above(others, threshold):
 
 
 @_compiled
-def _hinges(own, others, k, margin, ranking, own_weight, hist):
-    """Eq. 9: the weight of each minority sample's score in the sum of a label's hinges, and the number of active ones.
+def _relative(own, others, k, margin, own_weight, hist):
+    """Eq. 9: adds to the minority samples' weights, and to `hist`: pairs (a, +) by their number of active hinges.
 
-    max(0, m + |p_a - p_+| - p_a + p_-) is active where p_- is above p_a - m - |p_a - p_+|, so for the first so many of
-    the hard negatives: `hist` counts the hinges by that number. Ranking has no p_+.
+    max(0, m + |p_a - p_+| - p_a + p_-) is active where p_- > p_a - |p_a - p_+| - m: for the first so many of the hard
+    negatives. Each function of the kind returns the number of all active hinges.
     """
     active, n_near = 0, min(k + 1, len(own))
-    # Of an anchor that scores higher than p_+ the threshold is p_+ - m, whichever anchor it is.
-    below = np.array([_n_above(others, p - margin) for p in own[: (0 if ranking else n_near)]], np.int64)
+    # For an anchor that scores above p_+ that is p_- > p_+ - m, whichever anchor it is.
+    below = np.array([_n_above(others, p - margin) for p in own[:n_near]])
     for a in range(len(own)):
-        if ranking:
-            count = _n_above(others, own[a] - margin)
-            hist[count] += 1
-            own_weight[a] -= count
-            active += count
-            continue
-        for i in range(n_near if a <= k else k):
+        for i in range(n_near if a <= k else k):  # the κ lowest but for the anchor itself
             if i == a:
                 continue
-            lower = own[i] <= own[a]
-            count = below[i] if lower else _n_above(others, 2 * own[a] - own[i] - margin)
+            count = below[i] if own[i] <= own[a] else _n_above(others, 2 * own[a] - own[i] - margin)
             hist[count] += 1
             active += count
             # The slopes of |p_a - p_+| - p_a, where that of |0| is 0.
@@ -113,6 +106,18 @@ def _hinges(own, others, k, margin, ranking, own_weight, hist):
                 own_weight[a] -= 2 * count
             else:
                 own_weight[a] -= count
+    return active
+
+
+@_compiled
+def _ranking(own, others, margin, own_weight, hist):
+    "The same for max(0, m - p_a + p_-)."
+    active = 0
+    for a in range(len(own)):
+        count = _n_above(others, own[a] - margin)
+        hist[count] += 1
+        active += count
+        own_weight[a] -= count
     return active
 
 
@@ -136,17 +141,20 @@ def _weigh(scores, y, frequency, limit, k, margin, attribute, ranking, by_label,
         if counts[c] == 0:
             continue
         sign = -1 if flipped[c] else 1
-        inside, own, far, others = _hard_samples(scores, y, c, sign, h[c], k, min(g[c], k))
+        inside, own, far, others = _hard_samples(scores, y, c, sign, h[c], min(g[c], k))
         own_weight, hist = np.zeros(h[c], np.int64), np.zeros(len(far) + 1, np.int64)
-        active = _hinges(own, others, k, margin, ranking, own_weight, hist)
+        if ranking:
+            active = _ranking(own, others, margin, own_weight, hist)
+        else:
+            active = _relative(own, others, k, margin, own_weight, hist)
         share = 1 / counts[c] if by_label else 1.0
         total += active * share
         for a in range(h[c]):
             weights[inside[a], c] = own_weight[a] * share * sign
-        above = 0
+        pairs = 0  # in which negative j is active
         for j in range(len(far) - 1, -1, -1):
-            above += hist[j + 1]
-            weights[far[j], c] = above * share * sign
+            pairs += hist[j + 1]
+            weights[far[j], c] = pairs * share * sign
     return total
 
 

@@ -64,6 +64,19 @@ def test_large_batches(monkeypatch, k, criterion):
 
 
 @needs_numba
+@pytest.mark.parametrize("fraction", [1e-30, 1 - 2**-24])
+def test_the_smallest_fractions_are_on_neither_side(monkeypatch, fraction):
+    "1 - 1e-30 is 1, but nobody's label."
+    targets = torch.ones(12, 2)
+    targets[:3] = 0
+    targets[3:5] = fraction
+    crl = CRL(4, scope="attribute")
+    for found, expected in zip(*both(monkeypatch, crl, torch.randn(12, 2), targets), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert crl.counts.tolist() == [3 * 2 * 4] * 2
+
+
+@needs_numba
 def test_inputs_in_any_memory_order(monkeypatch):
     logits, targets = torch.randn(6, 64).T, (torch.rand(6, 64) < 0.1).float().T
     assert not logits.is_contiguous()
