@@ -193,12 +193,12 @@ def hinge_weights(
         (n·C,) weights, m · number of active hinges as a scalar, both in the dtype of the scores, and (C,) long triplets
         (ranking: pairs) of each label.
     """
-    weights, counts = np.zeros(scores.shape, scores.numpy().dtype), np.empty(scores.shape[1], np.int64)
+    weights, counts = scores.new_zeros(scores.shape), torch.empty(scores.shape[1], dtype=torch.long)
     key = np.empty(0) if frequency is None else frequency.double().numpy()
     arrays = (scores.contiguous().numpy(), y.contiguous().numpy(), key)
-    active = _weigh(*arrays, limit, k, margin, attribute, ranking, by_label, weights, counts)
-    constant = scores.new_tensor(margin * active)
-    return torch.from_numpy(weights).flatten(), constant, torch.from_numpy(counts)
+    options = (limit, k, margin, attribute, ranking, by_label)
+    active = _weigh(*arrays, *options, weights.numpy(), counts.numpy())
+    return weights.flatten(), scores.new_tensor(margin * active), counts
 
 
 @hinge_weights.register_fake
