@@ -136,8 +136,8 @@ def picture_training(learn, history, before, report, fname, note):
     counts, mined = right.subplots(1, 2, sharey=True)
     table = report.sort_values("train")
     for ax, column, colour, title in (
-        (counts, "train", "0.55", "training images with the label"),
-        (mined, "triplets", FOUND, "mined for the rectification, whole training"),
+        (counts, "train", "0.55", "training images\nwith the label"),
+        (mined, "triplets", FOUND, "mined for the rectification,\nwhole training"),
     ):
         ax.barh(table.index, table[column], color=colour)
         ax.bar_label(ax.containers[0], [f"{v:,.0f}" for v in table[column]], fontsize=7, padding=2)
