@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from fastcore.basics import getcallable, noop
 from fastprogress.fastprogress import progress_bar
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -90,7 +92,7 @@ def write_submission(
         f.seek(0, os.SEEK_END)
         for start in progress_bar(starts, total=len(starts), leave=False) if progress else starts:
             dl = learn.dls.test_dl(prefixes[start : start + starts.step], **kwargs)
-            probs = (learn.get_preds(dl=dl) if tta is None else tta(learn, dl=dl))[0].float().numpy()
+            probs = (_predict(learn, dl) if tta is None else tta(learn, dl=dl)[0]).float().numpy()
             _check_finite(probs, ids[start : start + starts.step])
             f.write(np.ascontiguousarray(probs, "<f4").tobytes())
             f.flush()
@@ -106,6 +108,12 @@ def write_submission(
     replace_file(fname, lambda f: table.to_csv(f, index=False))
     partial.unlink()
     return table
+
+
+def _predict(learn: Learner, dl: DataLoader) -> Tensor:
+    "Probabilities; those of each batch by themselves, as an element's last bit can depend on its place in the tensor."
+    logits = learn.get_preds(dl=dl, act=noop)[0]
+    return torch.cat([getcallable(learn.loss_func, "activation")(batch) for batch in logits.split(dl.bs)])
 
 
 def _check_finite(probs: np.ndarray, ids: list[str]) -> None:

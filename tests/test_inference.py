@@ -14,6 +14,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, load_learner
+from fastcore.basics import noop
 from torch import nn
 
 from fastai_crl.data import HPADataLoaders
@@ -21,7 +22,6 @@ from fastai_crl.inference import write_submission
 from fastai_crl.thresholds import set_thresholds
 
 N = 40
-LAST_BITS = 1e-6  # of a probability: matrix products of some processors depend on the size of the batch
 
 
 @pytest.fixture
@@ -266,8 +266,7 @@ def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_pat
     learn.add_cb(counts)
     table = write_submission(learn, many, tmp_path / "s.csv")
     assert counts.images == N - done // 8 * 8 and table.Id.is_unique and table.equals(whole)
-    probs, expected = (read_probs(tmp_path / f"{name}_probs.csv") for name in ("s", "whole"))
-    pd.testing.assert_frame_equal(probs, expected, rtol=0, atol=LAST_BITS)
+    assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
 
 
 def test_a_stale_partial_file_is_noticed(plain, many, tmp_path):
@@ -310,14 +309,14 @@ def test_test_time_augmentation(plain, many, tmp_path):
 
     def tta(learn, dl):
         seen.append(len(dl.dataset))
-        probs, targets = learn.get_preds(dl=dl)
+        logits, targets = learn.get_preds(dl=dl, act=noop)
+        probs = torch.cat([batch.sigmoid() for batch in logits.split(8)])  # in longer tensors the last bits can differ
         return 1 - probs, targets
 
     write_submission(plain, many, tmp_path / "a.csv")
     write_submission(plain, many, tmp_path / "b.csv", tta=tta, chunk=24)
     a, b = (read_probs(tmp_path / f"{n}_probs.csv").to_numpy(np.float32) for n in "ab")
-    assert seen == [24, 16]
-    np.testing.assert_allclose(b, 1 - a, rtol=0, atol=LAST_BITS)
+    assert seen == [24, 16] and np.array_equal(b, 1 - a)
 
 
 def test_loader_options_and_silence(plain, many, tmp_path, capfd):
