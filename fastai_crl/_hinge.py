@@ -23,12 +23,12 @@ def hinge_sum(
     k: int,
     margin: float,
     ranking: bool,
-    share: Tensor | None = None,
+    share: Tensor | None,
 ) -> Tensor:
     """Sum of the hinges of all triplets, or (`ranking`) of all pairs of an anchor and a hard negative.
 
     Takes the (n, M) scores of the labels to mine, the (M, R) scores in the memory, which are fellows of the anchors
-    (not for ranking), and (M,) what a triplet of each label counts.
+    (not for ranking), and (M,) what a triplet of each label counts, None for 1.
     """
     with torch.no_grad():
         places, weights, active = (_ranking if ranking else _relative)(profile, scores, memory, k, margin, share)

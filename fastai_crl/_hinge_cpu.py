@@ -52,12 +52,13 @@ def _hard_samples(scores, y, c, sign, n_inside, n_far):
     """
     inside, own = np.empty(n_inside, np.int64), np.empty(n_inside, scores.dtype)
     far, others, found, size = np.empty(n_far, np.int64), np.empty(n_far, scores.dtype), 0, 0
+    side = 1 if sign > 0 else 0
     for i in range(len(scores)):
-        score, member = sign * scores[i, c], y[i, c]
-        if member == (1 if sign > 0 else 0):
+        score = sign * scores[i, c]
+        if y[i, c] == side:
             inside[found], own[found] = i, score
             found += 1
-        elif member == (0 if sign > 0 else 1) and (size < n_far or score > others[size - 1]):
+        elif y[i, c] == 1 - side and (size < n_far or score > others[size - 1]):
             j = min(size, n_far - 1)
             while j > 0 and score > others[j - 1]:
                 far[j], others[j] = far[j - 1], others[j - 1]

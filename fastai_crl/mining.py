@@ -141,7 +141,7 @@ def mine(
         features = None
     elif features is None:
         raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
-    scores, targets = plain(scores), plain(targets)
+    k, scores, targets = int(k), plain(scores), plain(targets)
     check_batch(scores, targets, features)
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         scores = scores if scores.dtype == torch.float64 else scores.float()

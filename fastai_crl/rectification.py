@@ -221,8 +221,15 @@ class CRL(nn.Module):
         hinge, ranking = self.criterion in ("relative", "ranking"), self.criterion == "ranking"
         frequency = None if frequency is None else frequency.to(y.device)
         if NUMBA and hinge and distance is None and memory is None and y.device.type == "cpu":
-            most, options = limit(self.rho, len(y)), (self.scope == "attribute", ranking, self.average == "label")
-            weights, constant, counts = hinge_weights(scores.detach(), y, frequency, most, self.k, margin, *options)
+            options = (
+                limit(self.rho, len(y)),
+                self.k,
+                margin,
+                self.scope == "attribute",
+                ranking,
+                self.average == "label",
+            )
+            weights, constant, counts = hinge_weights(scores.detach(), y, frequency, *options)
             return counts, scores.flatten().dot(weights) + constant
         past, valid = (None, None) if memory is None else memory
         with torch.no_grad():

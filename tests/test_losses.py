@@ -399,6 +399,12 @@ def test_fastai_tensors():
         assert torch.equal(found, expected) and type(found) is torch.Tensor
 
 
+def test_a_whole_number_of_any_type_will_do_for_k():
+    logits, targets, features = batch()
+    for found, expected in zip(each_variant(k=3.0), each_variant(k=3), strict=True):
+        assert torch.equal(found(logits, targets, features), expected(logits, targets, features))
+
+
 def test_pickles_without_its_last_batch():
     logits, targets, _ = batch()
     crl = CRL(7, criterion="absolute")

@@ -134,6 +134,11 @@ def test_ties_go_to_the_lower_index():
     assert {(a, i) for a, i, _, _ in found.tolist()} == {(3, 5), (3, 7), (5, 3), (5, 7), (7, 3), (7, 5), (9, 3), (9, 5)}
 
 
+def test_a_whole_number_of_any_type_will_do_for_k():
+    scores, targets = article_batch()
+    assert torch.equal(mine(scores, targets, 3.0).triplets(), mine(scores, targets, 3).triplets())
+
+
 def test_minus_zero_ties_with_zero():
     "Equal scores whose bits differ: among positives, negatives, and where the label is flipped."
     scores, targets = (

@@ -21,7 +21,9 @@ Prints, in one run:
 Time is the median over runs, the rivals in turns so that a busy machine treats them alike, and each once before it is
 timed in its turn, so that none pays for the caches that another filled. `CRL` with a memory has it full. Memory is the
 most that was allocated beyond the inputs during one forward and backward: on a GPU the allocator's own peak, on a CPU
-the peak of the running balance of the profiler's allocation events.
+the peak of the running balance of the profiler's allocation events, which do not see the lists of κ of compiled loops.
+
+The article: https://gdmacmillan.github.io/2019/01/22/Imbalanced_Class_Deep_Learning_Building_Loss_Function
 """
 
 import csv
