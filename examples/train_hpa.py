@@ -21,12 +21,12 @@ FOUND, MISSED, FALSE = "#0067a5", "#c26a00", "#a1006b"  # blue, orange, purple: 
 
 
 def small_resnet(pretrained=False):
-    "A ResNet of one block per stage: an epoch of a thousand small images takes seconds on a CPU."
+    """A ResNet of one block per stage: an epoch of a thousand small images takes seconds on a CPU."""
     return XResNet(ResBlock, 1, [1, 1, 1, 1])
 
 
 class EpochTable(Callback):
-    "Keep the rows of fastai's epoch table; print them too where there is no terminal to show it."
+    """Keep the rows of fastai's epoch table; print them too where there is no terminal to show it."""
 
     order = 70  # after the recorder
 
@@ -44,19 +44,19 @@ class EpochTable(Callback):
             print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
 
     def history(self):
-        "One row per epoch, numbered through where training had two phases."
+        """One row per epoch, numbered through where training had two phases."""
         table = pd.DataFrame(self.rows)
         table["epoch"] = range(len(table))
         return table
 
 
 def readable(vocab):
-    "Names of the labels: those of the Human Protein Atlas for its numbers, else the labels as they are."
+    """Names of the labels: those of the Human Protein Atlas for its numbers, else the labels as they are."""
     return [HPA_LABELS[int(v)] if str(v).isdecimal() and int(v) < len(HPA_LABELS) else str(v) for v in vocab]
 
 
 def choose(probs, thresh=0.5):
-    "Which labels to hand in: those above `thresh`, and the likeliest where there is none."
+    """Which labels to hand in: those above `thresh`, and the likeliest where there is none."""
     chosen = np.asarray(probs) > thresh
     chosen[np.arange(len(chosen)), np.asarray(probs).argmax(1)] = True
     return chosen
@@ -93,7 +93,7 @@ def gallery(images, captions, fname, title, ncols=6, most=7):
 
 
 def picture_batch(dls, names, fname, note):
-    "Images of one training batch, augmented, as the network gets them."
+    """Images of one training batch, augmented, as the network gets them."""
     xb, yb = dls.train.one_batch()
     images = [image for image, *_ in dls.train.decode_batch((xb, yb), max_n=12)]
     captions = [[(n, "black") for n, y in zip(names, ys, strict=True) if y] or [("no label", "gray")] for ys in yb[:12]]
@@ -102,7 +102,7 @@ def picture_batch(dls, names, fname, note):
 
 
 def picture_results(dls, probs, targets, names, fname, note):
-    "Validation images with the labels that were found, missed and falsely given."
+    """Validation images with the labels that were found, missed and falsely given."""
     some = np.random.default_rng(0).permutation(len(targets))[:12]
     images = [dls.valid_ds[int(i)][0] for i in some]
     captions = []
@@ -115,7 +115,7 @@ def picture_results(dls, probs, targets, names, fname, note):
 
 
 def picture_training(learn, history, before, report, fname, note):
-    "Losses, scores and alpha over training; of each label its training images and the triplets mined."
+    """Losses, scores and alpha over training; of each label its training images and the triplets mined."""
     fig = plt.figure(figsize=(12, max(6.5, 1.5 + 0.24 * len(report))), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.5))
     losses, scores, alphas = left.subplots(3, 1, sharex=True)
@@ -153,7 +153,7 @@ def picture_training(learn, history, before, report, fname, note):
 
 
 def scores_line(report):
-    "The two scores and how many labels the network knows at all."
+    """The two scores and how many labels the network knows at all."""
     known = report[report["support"] > 0]
     return (
         f"macro F1 {report['F1'].mean():.3f}, mean AP {known['AP'].mean():.3f}, "
@@ -183,7 +183,7 @@ def main(
     n: int = 1200,  # SYNTHETIC set: images to train and validate on; a tenth as many to test on
     imbalance: str = "mild",  # SYNTHETIC set: mild (20:1) or real (1171:1, as the Human Protein Atlas)
 ):
-    "Train on four-channel images with the Class Rectification Loss."
+    """Train on four-channel images with the Class Rectification Loss."""
     quick = arch == "small"  # a few minutes only: a simple head, and little dropout and augmentation
     if pretrained and quick:
         sys.exit("--pretrained needs an --arch that has weights, such as resnet34: there are none of small.")

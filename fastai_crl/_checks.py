@@ -14,7 +14,7 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def plain(x: Tensor) -> Tensor:
-    "`x` without its tensor subclass: fastai's do not mix with each other, and cost time in every operation."
+    """`x` without its tensor subclass: fastai's do not mix with each other, and cost time in every operation."""
     return x if type(x) is Tensor else x.as_subclass(Tensor)
 
 
@@ -33,7 +33,7 @@ def require(ok: Tensor, rule: str) -> None:
 
 
 def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
-    "Raise ValueError for arguments that no batch could be mined with."
+    """Raise ValueError for arguments that no batch could be mined with."""
     choice("scope", scope, ("joint", "attribute"))
     choice("level", level, ("class", "instance"))
     if isinstance(k, bool) or k != int(k) or k < 1:
@@ -43,13 +43,13 @@ def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
 
 
 def _finite(x: Tensor) -> Tensor:
-    "Whether all of `x` is finite, as a bool scalar: its extremes are NaN if any is, and many times as fast to get."
+    """Whether all of `x` is finite, as a bool scalar: its extremes are NaN if any is, and many times as fast to get."""
     lowest, highest = x.detach().aminmax()
     return lowest - lowest == highest - highest
 
 
 def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores") -> None:
-    "Raise ValueError for tensors that do not belong together or hold values outside their range."
+    """Raise ValueError for tensors that do not belong together or hold values outside their range."""
     if scores.ndim != 2 or scores.shape[1] < 1 or not scores.is_floating_point():
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (n, C) with C >= 1, one column per label; "

@@ -1,6 +1,6 @@
-"""All that users need: `from fastai_crl.all import *`. (fastai itself is not exported: import it as usual.)"""
+"""All that users need: `from fastai_crl.all import *`; fastai itself is not exported, import it as usual."""
 
-from .augment import (
+from fastai_crl.augment.presets import (
     ChannelIntensity,
     Cutout,
     GaussianNoise,
@@ -9,17 +9,13 @@ from .augment import (
     RandomD4,
     microscopy_transforms,
 )
-from .callback import CRLCallback
-from .check import FolderReport, check
-from .data import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, check_folder, image_ids
-from .duplicates import duplicate_groups
-from .hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
-from .inference import write_submission
-from .interpret import CRLInterpretation, EpochPreds
-from .leaks import find_leaks
-from .learner import CRLLearner, crl_learner
-from .losses import CRL, CRLLoss, imbalance
-from .metrics import (
+from fastai_crl.callback import CRLCallback
+from fastai_crl.data.leaks import find_leaks
+from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, check_folder, image_ids
+from fastai_crl.data.report import FolderReport, check
+from fastai_crl.data.splits import add_folds, label_counts
+from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
+from fastai_crl.evaluate.metrics import (
     CalibrationError,
     ClassBalancedAccuracy,
     MacroF1,
@@ -30,16 +26,20 @@ from .metrics import (
     frequency_groups,
     label_report,
 )
-from .mining import Mined, mine, minority_classes
-from .pack import Packed, pack
-from .rivals import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
-from .sampled import ResampleCallback, SampledDL, with_sampler
-from .samplers import ClassAwareSampler, RepeatFactorSampler
-from .show import show_predictions
-from .splits import add_folds, label_counts
-from .synth import make_hpa
-from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
-from .tta import d4_tta
+from fastai_crl.evaluate.predictions import show_predictions
+from fastai_crl.evaluate.submission import write_submission
+from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
+from fastai_crl.evaluate.tta import d4_tta
+from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
+from fastai_crl.images.cache import Packed, pack
+from fastai_crl.images.duplicates import duplicate_groups
+from fastai_crl.learner import CRLLearner, crl_learner
+from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
+from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
+from fastai_crl.mining.mine import Mined, mine, minority_classes
+from fastai_crl.samplers.loader import ResampleCallback, SampledDL, with_sampler
+from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.synthetic.make_hpa import make_hpa
 
 __all__ = [
     "CRL",

@@ -15,11 +15,11 @@ from fastai.callback.schedule import SchedCos
 from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from ._checks import plain
-from ._profile import split_targets
-from .distributed import gather_rows, n_processes, scale_gradient
-from .labels import label_counts, label_names
-from .losses import CRL, CRLLoss, check_alpha, imbalance, rectify
+from fastai_crl._checks import plain
+from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
+from fastai_crl.labels import label_counts, label_names
+from fastai_crl.losses.crl_loss import CRL, CRLLoss, check_alpha, imbalance, rectify
+from fastai_crl.mining.profile import split_targets
 
 __all__ = ["CRLCallback", "Schedule", "ramp"]
 
@@ -27,12 +27,12 @@ Schedule = Callable[[float], float] | Sequence[float]
 
 
 def ramp(pct: float, over: float = 0.25) -> float:
-    "Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."
+    """Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."""
     return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
 
 
 class _Caught:
-    "Holds the embedding of the batch. A plain object: compiled models trace its methods, and a `Callback` is too much."
+    """Holds the embedding of the batch. Compiled models trace its methods, and a `Callback` is too much for that."""
 
     def __init__(self) -> None:
         self.features: Tensor | None = None
@@ -218,7 +218,7 @@ class CRLCallback(Callback):
         return pred
 
     def _targets(self) -> Tensor:
-        "The batch's targets; those of images that MixUp or CutMix blended for a class-index loss as fractions."
+        """The batch's targets; those of images that MixUp or CutMix blended for a class-index loss as fractions."""
         if len(self.learn.yb) != 1:
             raise ValueError(f"The batch has {len(self.learn.yb)} targets: CRLCallback needs exactly one.")
         y = self.learn.yb[0]
@@ -230,7 +230,7 @@ class CRLCallback(Callback):
         return y
 
     def _auto(self, logits: Tensor, targets: Tensor) -> float | Tensor:
-        "Ω of the training set's labels, or of those seen so far where the data set does not tell."
+        """Ω of the training set's labels, or of those seen so far where the data set does not tell."""
         n_classes, data = logits.shape[1], getattr(self.learn.dls.train, "dataset", None)
         if self.counted is not data or (self.omega is None and self.seen is None):
             counts = label_counts(self.learn.dls.train, n_classes)
@@ -249,7 +249,7 @@ class CRLCallback(Callback):
         self.totals = new if self.totals is None else tuple(a + b for a, b in zip(self.totals, new, strict=True))
 
     def _hook(self) -> None:
-        "Catch the embedding of each batch on its way through the model."
+        """Catch the embedding of each batch on its way through the model."""
         if self.embedding is not None:
             self.hook = self.embedding.register_forward_hook(self.caught.output)
             return

@@ -10,7 +10,7 @@ __all__ = ["gather_rows", "n_processes", "scale_gradient"]
 
 
 def n_processes() -> int:
-    "Processes that train together; 1 where training is not distributed."
+    """Processes that train together; 1 where training is not distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

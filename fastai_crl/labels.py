@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["label_counts", "label_names"]
+__all__ = ["label_counts", "label_names", "shown_names"]
 
 
 def label_counts(dl: Any, n_classes: int) -> Tensor | None:
@@ -31,7 +31,14 @@ def label_counts(dl: Any, n_classes: int) -> Tensor | None:
 
 
 def label_names(dls: Any, n_classes: int) -> list[str]:
-    "Names of the labels by column: the vocabulary where there is one that fits, else the numbers."
+    """Names of the labels by column: the vocabulary where there is one that fits, else the numbers."""
     vocab = getattr(dls, "vocab", None)
     names = [str(v) for v in vocab] if vocab is not None else []
     return names if len(names) == n_classes else [str(c) for c in range(n_classes)]
+
+
+def shown_names(dls: Any, n_classes: int) -> list[str]:
+    """Return the names of the labels by column, as pictures show them: `label_names` of `from_csv`, else the vocab."""
+    pipelines = getattr(dls, "tls", None)
+    names = getattr(pipelines[-1].tfms, "names", {}) if pipelines else {}
+    return [names.get(v, v) for v in label_names(dls, n_classes)]

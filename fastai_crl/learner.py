@@ -20,14 +20,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
-from .callback import CRLCallback, Schedule
-from .image import TensorMultiChannel
-from .labels import label_names
-from .losses import CRL, CRLLoss, default_base_loss
-from .metrics import MacroF1, MeanAP
-from .rivals import make_loss
-from .show import show_predictions
-from .thresholds import FittedThresholds, fit_thresholds, set_thresholds, thresholds_of
+from fastai_crl.callback import CRLCallback, Schedule
+from fastai_crl.evaluate.metrics import MacroF1, MeanAP
+from fastai_crl.evaluate.predictions import show_predictions
+from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, set_thresholds, thresholds_of
+from fastai_crl.images.tensor import TensorMultiChannel
+from fastai_crl.labels import label_names
+from fastai_crl.losses.baselines import make_loss
+from fastai_crl.losses.crl_loss import CRL, CRLLoss, default_base_loss
 
 __all__ = ["CRLLearner", "crl_learner"]
 
@@ -46,7 +46,7 @@ class CRLLearner(Learner):
     default_epochs: int = 10
 
     def fit_one_cycle(self, n_epoch: int | None = None, *args: Any, **kwargs: Any) -> None:
-        "fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."
+        """Fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."""
         super().fit_one_cycle(self.default_epochs if n_epoch is None else n_epoch, *args, **kwargs)
 
     @property
@@ -166,7 +166,7 @@ def crl_learner(
 
 
 def _look(dls: DataLoaders) -> tuple[int, bool]:
-    "Channels of the images, and whether the task is single-label."
+    """Channels of the images, and whether the task is single-label."""
     batch = dls.one_batch()
     shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
     if len(batch) != 2 or len(shapes[0]) != 4 or not isinstance(batch[1], Tensor) or batch[1].ndim not in (1, 2):
@@ -185,14 +185,14 @@ def _stem(model: nn.Module) -> nn.Conv2d:
 
 @torch.no_grad()
 def _spread_rgb(conv: nn.Conv2d) -> None:
-    "Give channels that a pretrained stem never saw the mean of its RGB filters, and keep the sum over channels."
+    """Give channels that a pretrained stem never saw the mean of its RGB filters, and keep the sum over channels."""
     n_in = conv.in_channels
     conv.weight[:, 3:] = conv.weight[:, :3].mean(1, keepdim=True)
     conv.weight *= 3 / n_in
 
 
 class _StemSplitter:
-    "Parameter groups of `split`, with the stem moved to the last: it then trains with the head."
+    """Parameter groups of `split`, with the stem moved to the last: it then trains with the head."""
 
     def __init__(self, split: Callable[[nn.Module], L]):
         self.split = split

@@ -15,7 +15,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def seed():
-    "Every test starts from the same random state."
+    """Every test starts from the same random state."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    "Real data kept beside the project; tests that need it skip where it is absent."
+    """Real data kept beside the project; tests that need it skip where it is absent."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED.name}/ beside the project")
     return SHARED
@@ -38,26 +38,26 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def hpa(tmp_path_factory) -> Path:
-    "A small synthetic set in the Kaggle layout: 60 + 6 fields of 32 pixels, of all 28 labels."
-    from fastai_crl.synth import make_hpa
+    """A small synthetic set in the Kaggle layout: 60 + 6 fields of 32 pixels, of all 28 labels."""
+    from fastai_crl.synthetic.make_hpa import make_hpa
 
     return make_hpa(tmp_path_factory.mktemp("hpa"), n=60, size=32, n_test=6, imbalance="mild", progress=False)
 
 
 @pytest.fixture
 def hpa_dls(hpa):
-    from fastai_crl.data import HPADataLoaders
+    from fastai_crl.data.loaders import HPADataLoaders
 
     return HPADataLoaders.from_csv(hpa, size=32, bs=16, num_workers=0, batch_tfms=[], valid_pct=0.3)
 
 
 @pytest.fixture
 def single_label_dls(hpa):
-    "The fields of `hpa` with one of three made-up classes each."
+    """The fields of `hpa` with one of three made-up classes each."""
     from fastai.data.block import CategoryBlock, DataBlock
     from fastai.data.transforms import IndexSplitter
 
-    from fastai_crl.data import MultiChannelBlock
+    from fastai_crl.data.loaders import MultiChannelBlock
 
     ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
     block = DataBlock(

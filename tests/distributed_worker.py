@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastai_crl.callback import CRLCallback
 from fastai_crl.distributed import gather_rows, scale_gradient
-from fastai_crl.losses import CRL
-from fastai_crl.sampled import ResampleCallback, with_sampler
+from fastai_crl.losses.crl_loss import CRL
+from fastai_crl.samplers.loader import ResampleCallback, with_sampler
 
 
 def make_model():
@@ -30,7 +30,7 @@ def make_data(n):
 
 
 class Spy(Callback):
-    "Keeps every training step's whole batch and its gradients, after they were averaged over the processes."
+    """Keeps every training step's whole batch and its gradients, after they were averaged over the processes."""
 
     run_valid = False
 
@@ -44,7 +44,7 @@ class Spy(Callback):
 
 
 def fastai_run(gather, level):
-    "A fastai learner in `distrib_ctx`, at learning rate 0."
+    """A fastai learner in `distrib_ctx`, at learning rate 0."""
     data = torch.utils.data.TensorDataset(*make_data(48))
     dls = DataLoaders.from_dsets(data, data, bs=48 // dist.get_world_size() // 2, num_workers=0, device="cpu")
     crl = CRLCallback(alpha=0.4, schedule=lambda pct: 1.0, gather=gather, k=5, level=level)
@@ -55,7 +55,7 @@ def fastai_run(gather, level):
 
 
 def sampled_run(sampler):
-    "Two epochs in `distrib_ctx`, the first resampled: the samples of the k-th batches of all processes together."
+    """Two epochs in `distrib_ctx`, the first resampled: the samples of the k-th batches of all processes together."""
     x, y = make_data(96)
     data = torch.utils.data.TensorDataset(torch.cat([torch.arange(96.0)[:, None], x[:, 1:]], 1), y)
     dls = DataLoaders.from_dsets(data, data, bs=16 // dist.get_world_size(), num_workers=0, device="cpu")
@@ -75,7 +75,7 @@ def sampled_run(sampler):
 
 
 def uneven_run(level):
-    "Processes with different numbers of rows, one of them with none: the term alone, through DistributedDataParallel."
+    """Processes with different numbers of rows, one with none: the term alone, through DistributedDataParallel."""
     rank, size = dist.get_rank(), dist.get_world_size()
     x, y = make_data(40)
     cuts = [0, 0, 25, 33, 40] if size == 4 else [0, 29, 40]

@@ -8,7 +8,7 @@ import math
 
 
 def profile(targets, rho, scope, least=2):
-    "Label -> the samples of its minority side and of the other side, for the labels that are minority."
+    """Label -> the samples of its minority side and of the other side, for the labels that are minority."""
     n, n_classes = len(targets), len(targets[0])
     sides = {}
     for c in range(n_classes):
@@ -35,7 +35,7 @@ def distance(x, y):
 
 
 def triplets(scores, targets, k, rho, scope, level="class", features=None):
-    "All (anchor, positive, negative, label)."
+    """All (anchor, positive, negative, label)."""
     found = []
     for c, (inside, outside) in sorted(profile(targets, rho, scope).items()):
         sign = -1 if flipped(targets, c, scope) else 1
@@ -56,7 +56,7 @@ def triplets(scores, targets, k, rho, scope, level="class", features=None):
 
 
 def pair_distances(found, scores, targets, scope, level, features):
-    "Distances d(a,+) and d(a,-) of each triplet, and of each distinct pair."
+    """Distances d(a,+) and d(a,-) of each triplet, and of each distinct pair."""
 
     def norm(a, i):
         squared = ((features[a] - features[i]) ** 2).sum()
@@ -81,7 +81,7 @@ def mean(values):
 
 
 def average(values, labels, how):
-    "Of all values, or of each label's mean."
+    """Of all values, or of each label's mean."""
     if how == "triplet":
         return mean(values)
     return mean([mean([v for v, c in zip(values, labels, strict=True) if c == label]) for label in sorted(set(labels))])
@@ -93,7 +93,7 @@ def relative(each, margin, labels=None):
 
 
 def ranking(scores, targets, k, rho, scope, margin, how):
-    "Hinges of each anchor and its label's highest-scored negatives; None without any. One anchor makes a class."
+    """Hinges of each anchor and its label's highest-scored negatives; None without any. One anchor makes a class."""
     hinges, labels = [], []
     for c, (inside, outside) in profile(targets, rho, scope, least=1).items():
         sign = -1 if flipped(targets, c, scope) else 1

@@ -25,8 +25,8 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from fastai_crl.callback import CRLCallback, ramp
-from fastai_crl.losses import CRL, CRLLoss, imbalance
-from fastai_crl.metrics import MacroF1
+from fastai_crl.evaluate.metrics import MacroF1
+from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
 
 N, C = 64, 6
 
@@ -50,7 +50,7 @@ def make_learner(tmp_path, cbs=None, single_label=False, bs=32, model=None, shuf
 
 
 class Spy(Callback):
-    "Keeps each training batch's loss and gradients, just before the step."
+    """Keeps each training batch's loss and gradients, just before the step."""
 
     run_valid = False
 
@@ -268,7 +268,7 @@ def test_remove_and_add_again(tmp_path):
 
 
 def test_save_load_and_resume(tmp_path):
-    "Stopped after two of four epochs, loaded into a new learner and resumed, alpha goes on where it was."
+    """Stopped after two of four epochs, loaded into a new learner and resumed, alpha goes on where it was."""
     cb = CRLCallback(alpha=0.5, schedule=SchedCos(0, 1))
     torch.manual_seed(1)
     whole = make_learner(tmp_path, cb, opt_func=SGD)
@@ -356,7 +356,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mix", [MixUp, CutMix])
 @pytest.mark.parametrize("single_label", [False, True])
 def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label, monkeypatch):
-    "Only a label that both blended images carry, or that neither does, counts."
+    """Only a label that both blended images carry, or that neither does, counts."""
     seen, forward = [], CRL.forward
     monkeypatch.setattr(CRL, "forward", lambda self, z, y, f=None: (seen.append(y), forward(self, z, y, f))[1])
 
@@ -412,7 +412,7 @@ def test_other_callbacks(tmp_path):
 
 
 def test_low_precision_logits(tmp_path):
-    "A model in bfloat16 autocast: the term is computed in float32 all the same."
+    """A model in bfloat16 autocast: the term is computed in float32 all the same."""
 
     class Autocast(nn.Module):
         def __init__(self):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fastai_crl.distributed import n_processes, scale_gradient
-from fastai_crl.losses import CRL
-from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.losses.crl_loss import CRL
+from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
 
 pytest.importorskip("accelerate", reason="fastai trains distributed with accelerate")
 pytest.importorskip("fastai.distributed")
@@ -39,7 +39,7 @@ RUNS = {  # launcher, processes, what they run
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    "Start the processes of one of RUNS, once, and return what one of its parts saw."
+    """Start the processes of one of RUNS, once, and return what one of its parts saw."""
     results = {}
 
     def result(name, part):
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_whole_batch(launch, name, level):
 
 @pytest.mark.slow
 def test_each_process_alone(launch):
-    "gather=False: every process mines its own rows, and the counts are summed over them."
+    """gather=False: every process mines its own rows, and the counts are summed over them."""
     result = launch("torchrun-2", "alone-class")
     x, y, grads = result["step"]
     model, crl, loss = make_model(), CRL(k=5), 0
@@ -127,7 +127,7 @@ def test_uneven_batches(launch, name, level):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "sampler"), [("torchrun-2", "class_aware"), ("torchrun-4", "repeat_factor")])
 def test_samplers_over_processes(launch, name, sampler):
-    "The k-th batches of all processes together are the sampler's k-th batch; the second epoch is uniform."
+    """The k-th batches of all processes together are the sampler's k-th batch; the second epoch is uniform."""
     drawn = launch(name, f"sampled-{sampler}")["drawn"]
     targets = make_data(96)[1]
     made = ClassAwareSampler(targets, 16) if sampler == "class_aware" else RepeatFactorSampler(targets)

@@ -10,9 +10,9 @@ from torchvision.models import resnet18
 
 from fastai_crl import learner as learner_module
 from fastai_crl.callback import CRLCallback
-from fastai_crl.data import HPADataLoaders
+from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.learner import CRLLearner, crl_learner
-from fastai_crl.losses import CRLLoss
+from fastai_crl.losses.crl_loss import CRLLoss
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_crl_loss_is_taken_apart(hpa_dls):
 
 
 class Pretrained:
-    "resnet18 whose weights count as pretrained, without a download."
+    """resnet18 whose weights count as pretrained, without a download."""
 
     def __call__(self, weights=None):
         torch.manual_seed(3)

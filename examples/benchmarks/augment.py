@@ -18,14 +18,14 @@ import torch
 from fastai.vision.augment import aug_transforms
 from fastcore.script import call_parse, store_true
 
-from fastai_crl.augment import microscopy_transforms
-from fastai_crl.image import TensorMultiChannel
+from fastai_crl.augment.presets import microscopy_transforms
+from fastai_crl.images.tensor import TensorMultiChannel
 
 GEOMETRY = {"flip_vert": True, "max_rotate": 10.0, "max_zoom": 1.1, "max_warp": 0.0}
 
 
 def seconds(tfms, x, split_idx):
-    "Time of one batch; the copy that protects `x` from fastai's in-place lighting is not counted."
+    """Time of one batch; the copy that protects `x` from fastai's in-place lighting is not counted."""
     x = x.clone()
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -46,7 +46,7 @@ def main(
     threads: int = 0,  # CPU threads; 0: PyTorch's choice
     cpu: store_true = False,  # Stay on the CPU though there is a GPU
 ):
-    "Time per batch; see the head of the file."
+    """Time per batch; see the head of the file."""
     warnings.filterwarnings("ignore")
     if threads:
         torch.set_num_threads(threads)

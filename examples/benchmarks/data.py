@@ -49,16 +49,16 @@ from fastai.torch_core import TensorImage
 from fastcore.script import call_parse, store_true
 from PIL import Image
 
-from fastai_crl.data import HPADataLoaders
+from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.image import open_channels
-from fastai_crl.pack import pack
-from fastai_crl.sampled import with_sampler
-from fastai_crl.synth import make_hpa
+from fastai_crl.images.cache import pack
+from fastai_crl.images.tensor import open_channels
+from fastai_crl.samplers.loader import with_sampler
+from fastai_crl.synthetic.make_hpa import make_hpa
 
 
 def table(title, header, rows):
-    "Print a markdown table."
+    """Print a markdown table."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * w for w in widths], *rows]
@@ -71,7 +71,7 @@ def table(title, header, rows):
 
 
 class Article(torch.utils.data.Dataset):
-    "One sample at a time: scikit-image, floats, stack, torchvision."
+    """One sample at a time: scikit-image, floats, stack, torchvision."""
 
     def __init__(self, folder, ids, size):
         self.folder, self.ids, self.resize = folder, ids, torchvision.transforms.Resize((size, size), antialias=True)
@@ -105,7 +105,7 @@ def data_block(folder, ids, size, bs, workers):
 
 
 def ours(root, size, bs, workers, cache, trained=False, times=1):
-    "One pass goes through the images `times` times, as it is starting a pass that costs with a small set."
+    """One pass goes through the images `times` times, as it is starting a pass that costs with a small set."""
     stats = "hpa" if trained else None
     dls = HPADataLoaders.from_csv(
         root, size=size, bs=bs, valid_pct=0, cache=cache, check=False, batch_tfms=[], stats=stats,
@@ -119,7 +119,7 @@ def ours(root, size, bs, workers, cache, trained=False, times=1):
 
 
 def bare(packed, bs, new, times):
-    "Batches copied out of the memory map, and nothing else."
+    """Batches copied out of the memory map, and nothing else."""
     order = np.random.default_rng(0).permutation(len(packed) * times) % len(packed)
     buffer = np.empty((bs, *packed.images.shape[1:]), np.uint8)
     for i in range(0, len(order) - bs + 1, bs):
@@ -131,7 +131,7 @@ def bare(packed, bs, new, times):
 
 
 def forget(files):
-    "Drop files from the page cache."
+    """Drop files from the page cache."""
     for file in files:
         with open(file, "rb") as f:
             os.fsync(f.fileno())
@@ -166,7 +166,7 @@ def measure(make, files, seconds, send):
 
 
 def compare(rivals, rounds, seconds):
-    "Medians of what `measure` gives, {name: (per second, per core, MiB)}, each run in a process of its own."
+    """Medians of what `measure` gives, {name: (per second, per core, MiB)}, each run in a process of its own."""
     results = {name: [] for name in rivals}
     fork = multiprocessing.get_context("fork")
     for _ in range(rounds):
@@ -217,7 +217,7 @@ def decoders(files, rounds):
 
 
 def rate(calls, workers):
-    "Calls per second in threads."
+    """Calls per second in threads."""
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(lambda call: call(), calls):
@@ -259,7 +259,7 @@ def main(
     workers: str = "",  # Numbers of workers, comma separated; by default 0, 1, 2, 4 up to the number of cores
     quick: store_true = False,  # 64 samples of 8 fields, 2 rounds
 ):
-    "Speed of the ways to the images; see the head of the file."
+    """Speed of the ways to the images; see the head of the file."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if quick:

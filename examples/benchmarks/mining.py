@@ -43,16 +43,16 @@ from fastcore.script import call_parse, store_true
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.profiler import ProfilerActivity, profile
 
-from fastai_crl import rectification
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
-from fastai_crl.losses import CRITERIA, CRL, CRLLoss
+from fastai_crl.losses import crl as rectification
+from fastai_crl.losses.crl_loss import CRITERIA, CRL, CRLLoss
 
 DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
 PATIENCE = 20.0  # seconds: a rival that takes longer than this for one run is not run at larger sizes
 
 
 def batch(n, device, seed=0):
-    "Logits and multi-label targets as frequent as those of HPA 2018."
+    """Logits and multi-label targets as frequent as those of HPA 2018."""
     generator = torch.Generator().manual_seed(seed)
     frequency = torch.tensor(HPA_COUNTS) / HPA_N_IDS
     targets = (torch.rand(n, len(HPA_COUNTS), generator=generator) < frequency).float()
@@ -60,7 +60,7 @@ def batch(n, device, seed=0):
 
 
 def minority(targets, rho=0.5):
-    "Minority labels of a batch, by a loop."
+    """Minority labels of a batch, by a loop."""
     h, total = targets.sum(0).tolist(), 0
     for c in sorted(range(len(h)), key=lambda c: (h[c], c)):
         total += h[c]
@@ -71,7 +71,7 @@ def minority(targets, rho=0.5):
 
 
 def loop(logits, targets, k, margin=0.5):
-    "The term, one anchor after the other, as the article goes about it."
+    """The term, one anchor after the other, as the article goes about it."""
     labels = torch.tensor(list(minority(targets)), dtype=torch.long, device=logits.device)
     scores, member = logits.sigmoid()[:, labels], targets[:, labels] == 1
     positives, negatives, own = member.nonzero(), (~member).nonzero(), scores[member]
@@ -91,7 +91,7 @@ def loop(logits, targets, k, margin=0.5):
 
 
 def lean_loop(logits, targets, k, margin=0.5):
-    "The same with only what it takes."
+    """The same with only what it takes."""
     scores, total, triplets = logits.sigmoid(), 0.0, 0
     for c in minority(targets):
         positives, negatives = (targets[:, c] == 1).nonzero().flatten(), (targets[:, c] == 0).nonzero().flatten()
@@ -107,7 +107,7 @@ def lean_loop(logits, targets, k, margin=0.5):
 
 
 def tensors(crl):
-    "`crl` in tensor operations, whether numba is installed or not."
+    """`crl` in tensor operations, whether numba is installed or not."""
 
     def loss(logits, targets):
         numba, rectification.NUMBA = rectification.NUMBA, False
@@ -120,7 +120,7 @@ def tensors(crl):
 
 
 def dense(logits, targets, k, margin=0.5):
-    "The loss, all anchors of a label at once: anchors x κ x κ."
+    """The loss, all anchors of a label at once: anchors x κ x κ."""
     scores, total, triplets = logits.sigmoid(), 0.0, 0
     for c in minority(targets):
         p, member = scores[:, c], targets[:, c] == 1
@@ -140,7 +140,7 @@ def dense_bytes(targets, k):
 
 
 def metric_learning(miner):
-    "pytorch-metric-learning: a miner and its triplet loss, on each minority label's scores as 1-d embeddings."
+    """pytorch-metric-learning: a miner and its triplet loss, on each minority label's scores as 1-d embeddings."""
     from pytorch_metric_learning import distances, losses, miners
 
     distance = distances.LpDistance(normalize_embeddings=False)
@@ -167,7 +167,7 @@ def synchronize(device):
 
 
 def step(loss, logits, targets):
-    "Forward and backward; the loss."
+    """Forward and backward; the loss."""
     logits = logits.detach().requires_grad_()
     value = loss(logits, targets)
     if value.requires_grad:
@@ -176,7 +176,7 @@ def step(loss, logits, targets):
 
 
 def timed(loss, logits, targets):
-    "Seconds of one step."
+    """Seconds of one step."""
     device = logits.device.type
     synchronize(device)
     start = time.perf_counter()
@@ -186,7 +186,7 @@ def timed(loss, logits, targets):
 
 
 def peak_bytes(loss, logits, targets):
-    "The most that one step allocates beyond its inputs."
+    """The most that one step allocates beyond its inputs."""
     if logits.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -232,7 +232,7 @@ TABLES = []
 
 
 def table(title, header, rows):
-    "Print and keep a markdown table."
+    """Print and keep a markdown table."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * w for w in widths], *rows]
@@ -246,7 +246,7 @@ def compiled(loss):
 
 
 def by_size(sizes, k, runs, device, use_compiler):
-    "Table 1."
+    """Table 1."""
     names = ["loop", "lean loop", "dense", "pml all triplets", "pml batch hard"]
     rows, compile_seconds, tired = [], {}, set()
     for n in sizes:
@@ -303,7 +303,7 @@ def by_size(sizes, k, runs, device, use_compiler):
 
 
 def by_k(n, ks, runs, device, use_compiler):
-    "Table 2."
+    """Table 2."""
     logits, targets = batch(n, device)
     rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, tensors", k): tensors(CRL(k)) for k in ks}
     if use_compiler:
@@ -318,7 +318,7 @@ def by_k(n, ks, runs, device, use_compiler):
 
 
 def sparse(n, n_classes, runs, device):
-    "Table 3."
+    """Table 3."""
     logits, targets, slot = torch.randn(n, n_classes), torch.zeros(n, n_classes), torch.arange(5 * n)
     targets[slot % n, slot // 3 % n_classes] = 1
     logits, targets = logits.to(device), targets.to(device)
@@ -332,7 +332,7 @@ def sparse(n, n_classes, runs, device):
 
 
 def variants(n, runs, device):
-    "Table 4."
+    """Table 4."""
     logits, targets = batch(n, device)
     features = torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device)
     rivals = {"bce": bce}
@@ -350,7 +350,7 @@ def variants(n, runs, device):
 
 
 def synchronisation(n):
-    "Line 5."
+    """Line 5."""
     logits, targets = batch(n, "cuda")
     features = torch.randn(n, 64, device="cuda", requires_grad=True)
     for level in ("class", "instance"):
@@ -376,7 +376,7 @@ def main(
     cpu: store_true = False,  # Stay on the CPU though there is a GPU
     out: str = "",  # Write the tables to this .md or .csv file as well
 ):
-    "Time and memory of the rectification term; see the head of the file."
+    """Time and memory of the rectification term; see the head of the file."""
     warnings.filterwarnings("ignore")
     if threads:
         torch.set_num_threads(threads)

@@ -13,18 +13,18 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 
-from fastai_crl._profile import minority
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
-from fastai_crl.losses import CRL
-from fastai_crl.memory import PositiveMemory
-from fastai_crl.mining import minority_classes
-from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.losses.crl_loss import CRL
+from fastai_crl.mining.memory import PositiveMemory
+from fastai_crl.mining.mine import minority_classes
+from fastai_crl.mining.profile import minority
+from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
 
 SAMPLERS = ("uniform", "repeat factor", "class-aware", "class-aware, ungrouped")
 
 
 def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
-    "Labels (n, C) bool, their names, and what they are."
+    """Labels (n, C) bool, their names, and what they are."""
     if csv is not None:
         dummies = pd.read_csv(csv, dtype=str).Target.fillna("").str.get_dummies(" ")
         names = sorted(dummies, key=lambda s: (not s.isdigit(), int(s) if s.isdigit() else 0, s))
@@ -36,7 +36,7 @@ def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
 
 
 def draw(name: str, y: np.ndarray, bs: int, rho: float, least: int) -> tuple[np.ndarray, float, np.ndarray]:
-    "Batches (T, bs) of whole epochs, T >= least; the epoch's length in data sets; draws per sample and epoch (n,)."
+    """Batches (T, bs) of whole epochs, T >= least; the epoch's length in data sets; draws per sample and epoch (n,)."""
     n = len(y)
     if name == "uniform":
         rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def draw(name: str, y: np.ndarray, bs: int, rho: float, least: int) -> tuple[np.
 
 
 def mined_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str, of_set: bool = False) -> np.ndarray:
-    "Share of the batches in which each label is mined, (C,); `of_set`: profiled in the order of the set's frequencies."
+    """Share of the batches in which each label is mined, (C,); `of_set`: profiled in the order of the set's counts."""
     frequency = torch.from_numpy(y.sum(0)) if of_set else None
     return np.mean(
         [minority_classes(torch.from_numpy(y[b]), rho, scope, frequency=frequency).numpy() for b in batches], 0
@@ -85,7 +85,7 @@ def mined_with_memory(y: np.ndarray, batches: np.ndarray, rho: float, first: int
 
 
 def gradient_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str, n: int = 200) -> np.ndarray:
-    "Share of each label in the sum of |gradient| of the CRL term on random normal logits, over n batches, (C,)."
+    """Share of each label in the sum of |gradient| of the CRL term on random normal logits, over n batches, (C,)."""
     torch.manual_seed(0)
     total, term = torch.zeros(y.shape[1]), CRL(rho=rho, scope=scope)
     for b in batches[np.linspace(0, len(batches) - 1, n).astype(int)]:
@@ -119,7 +119,7 @@ def plot(tables: dict[str, pd.DataFrame], title: str, out: str) -> None:
 
 
 def print_memory(y: np.ndarray, index: pd.MultiIndex, by_count: np.ndarray, bs: int, rho: float, size: int) -> None:
-    "What a memory adds, after one epoch of filling it."
+    """What a memory adds, after one epoch of filling it."""
     shares = {}
     for name in SAMPLERS[:3]:
         batches, _, _ = draw(name, y, bs, rho, 1)
@@ -147,7 +147,7 @@ def main(
     memory: int = 16,  # past positives per label, for the table of what a memory adds
     out: str = "reach.png",  # picture to save
 ):
-    "Share of batches in which each label is mined, by batch size and sampler."
+    """Share of batches in which each label is mined, by batch size and sampler."""
     pd.set_option("display.width", 250, "display.max_columns", 50, "display.max_rows", 500)
     torch.set_num_threads(1)
     y, names, what = read_labels(csv)

@@ -39,7 +39,7 @@ def make_model(arch: str) -> nn.Module:
 
 
 class Batches:
-    "A data loader that gives the same random batch `n` times, so that loading costs nothing."
+    """A data loader that gives the same random batch `n` times, so that loading costs nothing."""
 
     def __init__(self, bs: int, size: int, n: int, device: torch.device):
         generator = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ class Batches:
 
 
 class Clock(Callback):
-    "Seconds of each training step."
+    """Seconds of each training step."""
 
     order, run_valid = -20, False
 
@@ -95,7 +95,7 @@ def make_learner(arch: str, size: int, bs: int, steps: int, with_crl: bool, comp
 
 
 def measure(learners: dict[str, Learner], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    "Median milliseconds of a step, and on CUDA peak MiB, of each; in turns, so that a noisy machine favours none."
+    """Median milliseconds of a step, and on CUDA peak MiB, of each; in turns, so that a noisy machine favours none."""
     peak = dict.fromkeys(learners, float("nan"))
     for learn in learners.values():  # warm-up, compilation
         learn.fit(1)
@@ -111,7 +111,7 @@ def measure(learners: dict[str, Learner], rounds: int) -> tuple[dict[str, float]
 
 
 def peak_memory(arch: str, size: int, bs: int, with_crl: bool) -> float:
-    "Peak resident MiB of a fresh process that trains two steps (CPU)."
+    """Peak resident MiB of a fresh process that trains two steps (CPU)."""
     code = (
         f"import sys; sys.path[:0] = {sys.path[:1]!r}; import step; "
         f"step.make_learner({arch!r}, {size}, {bs}, 2, {with_crl}, False, False).fit(1); "
@@ -122,7 +122,7 @@ def peak_memory(arch: str, size: int, bs: int, with_crl: bool) -> float:
 
 
 def throughput(arch: str, size: int, bs: int, steps: int) -> None:
-    "Run by each process of a distributed start: a step with the global batch mined, images per second in all."
+    """Run by each process of a distributed start: a step with the global batch mined, images per second in all."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def main(
     no_compile: store_true = False,  # Leave the compiled networks out
     worker: store_true = False,  # Internal: be one process of the throughput table
 ):
-    "Print the tables."
+    """Print the tables."""
     archs, sizes = archs.split(","), [int(s) for s in sizes.split(",")]
     if worker:
         return throughput(archs[0], sizes[0], bs, steps)

@@ -1,0 +1,141 @@
+"""Batch transforms of where things are: flips and turns, affine maps, crops; the public face is `augment`."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import BatchTransform, check, check_range, log_uniform, spread
+
+__all__ = ["RandomAffine", "RandomCropBatch", "RandomD4", "d4"]
+
+
+def d4(x: Tensor, k: int) -> Tensor:
+    """Return the `k`-th (0..7) of the eight flips and quarter turns of images (...,H,W), exactly; 0 changes nothing.
+
+    k & 1 flips left and right, k & 2 up and down, k & 4 then exchanges rows and columns: (...,W,H).
+    """
+    dims = [d for bit, d in ((1, -1), (2, -2)) if k & bit]
+    x = x.flip(dims) if dims else x
+    return x.mT if k & 4 else x
+
+
+def _sample(x: Tensor, theta: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return `x` resampled at the affine maps `theta`, six of (B,), mirrored at its edges; reckoned in float32."""
+    theta = torch.stack(theta, 1).view(-1, 2, 3).to(x.device, non_blocking=True)
+    grid = F.affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False).to(x.dtype)
+
+
+class RandomAffine(BatchTransform):
+    """Rotate, zoom and shift in one resampling, bilinear, mirrored at the edges.
+
+    Args:
+        rotate: largest angle, degrees, either way.
+        zoom: largest magnification, 1 or more; as much smaller as larger (log-uniform in 1/zoom..zoom).
+        shift: largest shift, share of the side, 0 to 1, in each direction.
+        p: probability of each image to be changed, 0 to 1; the others keep their values to about 1e-4.
+    """
+
+    order = 30
+
+    def __init__(self, rotate: float = 10.0, zoom: float = 1.1, shift: float = 0.0, p: float = 0.75):
+        super().__init__()
+        check(0, 180, rotate=rotate)
+        check(1, 10, zoom=zoom)
+        check(0, 1, shift=shift, p=p)
+        self.rotate, self.zoom, self.shift, self.p = rotate, zoom, shift, p
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Angle in radians, log of the magnification, shift right and down in shares of the side: (4, B)."""
+        return spread(shape[0], self.p, math.radians(self.rotate), math.log(self.zoom), self.shift, self.shift)
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        angle, log_zoom, right, down = drawn
+        cos, sin = angle.cos() / log_zoom.exp(), angle.sin() / log_zoom.exp()
+        # From a place in the result to its source, both in -1..1 from edge to edge, hence the sides' ratio.
+        across, along = sin * (h / w), -sin * (w / h)
+        theta = [cos, across, -2 * (cos * right + across * down), along, cos, -2 * (along * right + cos * down)]
+        return _sample(x, theta, (h, w))
+
+
+class RandomCropBatch(BatchTransform):
+    """Cut a place of its own out of each training image, the centre out of all others.
+
+    Args:
+        size: side, or (height, width), of the result.
+        scale: None cuts exactly `size` pixels and resamples nothing. (low, high), shares of the image's area, is
+            Inception's random resized crop: the place has an area in that range, is resized to `size`, bilinear, and
+            is cut down where it would reach beyond the image (fastai and torchvision draw again instead). Nothing
+            smooths what shrinks to less than half. The centre is never resized.
+        ratio: with `scale`, range of width over height, log-uniform.
+    """
+
+    order, split_idx = 32, None
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        scale: tuple[float, float] | None = None,
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ):
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if min(self.size) < 1:
+            raise ValueError(f"size={size} must be at least one pixel high and wide.")
+        if scale is not None:
+            check_range("scale", scale, 1, "shares of the area")
+        check_range("ratio", ratio, math.inf, "width over height")
+        self.scale, self.ratio, self.training = scale, ratio, False
+
+    def __call__(self, b: Any, split_idx: int | None = None, **kwargs: Any) -> Any:
+        self.training = split_idx == 0
+        return super().__call__(b, split_idx=split_idx, **kwargs)
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Top, left, height and width of the place in each image, pixels, (4, B)."""
+        n, _, h, w = shape
+        if h < self.size[0] or w < self.size[1]:
+            raise ValueError(
+                f"RandomCropBatch cannot cut {self.size[0]}x{self.size[1]} pixels out of images of {h}x{w}: pass a "
+                "smaller size, or read the images larger."
+            )
+        height, width = torch.tensor(self.size)[:, None].expand(2, n)
+        if not self.training:
+            return torch.stack([(h - height) // 2, (w - width) // 2, height, width])
+        if self.scale is None:
+            top, left = (torch.randint(s - cut + 1, (n,)) for s, cut in zip((h, w), self.size, strict=True))
+            return torch.stack([top, left, height, width])
+        area, ratio = torch.empty(n).uniform_(*self.scale) * h * w, log_uniform(n, *self.ratio)
+        height, width = (area / ratio).sqrt().clamp(max=h), (area * ratio).sqrt().clamp(max=w)
+        return torch.stack([torch.rand(n) * (h - height), torch.rand(n) * (w - width), height, width])
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if not drawn.is_floating_point():
+            places = zip(x, drawn[0].tolist(), drawn[1].tolist(), strict=True)
+            return torch.stack([i[:, t : t + self.size[0], s : s + self.size[1]] for i, t, s in places])
+        top, left, height, width = drawn
+        zero = torch.zeros_like(top)
+        theta = [width / w, zero, (2 * left + width) / w - 1, zero, height / h, (2 * top + height) / h - 1]
+        return _sample(x, theta, self.size)
+
+
+class RandomD4(BatchTransform):
+    """One of the eight flips and quarter turns, equally likely; exact. Images that are not square are only flipped.
+
+    Of fluorescence images of cultured cells none is more natural than another. (fastai's `Dihedral` resamples, and
+    leaves half of the images as they are.)
+    """
+
+    order = 34
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Which one (see `d4`) each image gets, (B,)."""
+        return torch.randint(8 if shape[-2] == shape[-1] else 4, shape[:1])
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        return torch.stack([d4(image, k) for image, k in zip(x, drawn.tolist(), strict=True)])

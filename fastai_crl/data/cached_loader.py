@@ -1,0 +1,81 @@
+"""A fastai data loader that takes its images from a packed cache, whole batches at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.transforms import ToTensor
+from fastai.torch_core import TensorCategory, TensorMultiCategory
+from fastcore.basics import chunked
+from fastcore.foundation import L
+
+from fastai_crl.images.cache import Packed
+from fastai_crl.samplers.loader import SampledDL
+
+__all__ = ["PackedDL"]
+
+
+class PackedDL(SampledDL):
+    """A `TfmdDL` that takes whole batches from a `Packed` cache, at next to no cost per image.
+
+    For data sets whose inputs are opened by `MultiChannelBlock(cache=...)` and whose targets are categories. Where that
+    is not so, an image is not in the cache, or item transforms have to run, batches are put together item by item, as
+    in `TfmdDL`, with the same result. Targets are read once, before the first batch. `sampler` and other arguments are
+    those of `SampledDL`; by default there is no sampler.
+    """
+
+    def __init__(self, dataset: Any, bs: int = 64, shuffle: bool = False, sampler: Any = None, **kwargs: Any):
+        self._found: tuple[Any, ...] | None = None
+        super().__init__(dataset, bs=bs, shuffle=shuffle, sampler=sampler, **kwargs)
+
+    def _source(self) -> tuple[Packed, np.ndarray, list[torch.Tensor]] | None:
+        """The cache, its rows and the targets for the items of the data set; None if they must be made one by one."""
+        tls = getattr(self.dataset, "tls", ())
+        opener = tls[0].tfms.fs[-1] if len(tls) and len(tls[0].tfms.fs) else None
+        plain = all(type(f) is ToTensor for f in self.after_item.fs) and not self.before_batch.fs
+        packed = getattr(opener, "cache", None)
+        if packed is None or not plain or self.bs is None:
+            return None
+        if self._found is None or self._found[0] is not self.dataset:
+            self._found = self.dataset, packed, *_columns(tls, packed)
+        return None if self._found[2] is None else self._found[1:]
+
+    def before_iter(self) -> None:
+        super().before_iter()
+        self._source()  # here, in the main process, once for all workers and epochs
+
+    def create_batches(self, samps: Iterable[int]) -> Iterator[Any]:
+        source = self._source()
+        if source is None:
+            yield from super().create_batches(samps)
+            return
+        packed, rows, targets = source
+        for at in chunked(samps, self.bs, self.drop_last):
+            at = np.array(at)
+            yield (packed.batch(rows[at]), *(t[at] for t in targets))
+
+    def new(self, dataset: Any = None, cls: type | None = None, **kwargs: Any) -> Any:
+        res = super().new(dataset, cls, **kwargs)
+        if isinstance(res, PackedDL):
+            res._found = self._found  # used for the same data set only
+        return res
+
+
+def _columns(tls: Sequence[Any], packed: Packed) -> tuple[np.ndarray | None, list[torch.Tensor]]:
+    """Rows of the cache, and the targets, for the items of a data set; no rows if they cannot be had."""
+    *before, _ = tls[0].tfms.fs
+    prefixes, items = [], L(tls[0].items, use_list=None)
+    for i in range(len(items)):
+        item = items[i]  # of a DataFrame, rows; iterating gives tuples
+        for f in before:
+            item = f(item, split_idx=tls[0].split_idx)
+        prefixes.append(item)
+    rows, targets = packed.rows(prefixes), []
+    for tl in tls[1:]:
+        if rows is None or type(tl[0]) not in (TensorCategory, TensorMultiCategory):
+            return None, []
+        found = list(tl)
+        stacked = torch.stack([torch.as_tensor(t) for t in found])
+        targets.append(stacked.as_subclass(type(found[0])))
+    return rows, targets

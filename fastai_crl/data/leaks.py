@@ -1,0 +1,63 @@
+"""What leaks between training and validation: images on both sides, or nearly, and groups."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.images.duplicates import check_distance, fingerprints, nearest
+from fastai_crl.images.layout import PATTERN
+
+from .annotations import filled
+
+__all__ = ["find_leaks"]
+
+
+def find_leaks(
+    train: pd.DataFrame,
+    valid: pd.DataFrame,
+    folder: str | Path | None = None,
+    group_col: str | None = None,
+    id_col: str = "Id",
+    channels: Sequence[str] = HPA_CHANNELS,
+    pattern: str = PATTERN,
+    max_distance: float = 0.03,
+    bits: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Return what training and validation share: `find_leaks(dls.train_ds.items, dls.valid_ds.items, path/"train")`.
+
+    Columns: `leak`, `valid` and `train` (ids), `detail`. A row per validation image whose pixels equal those of a
+    training image (leak "exact") or whose perceptual hash is close to that of one ("near", detail: the share of bits
+    that differ; the closest is named), and per group on both sides ("group", detail: its name; the first ids are
+    named). No row: no leak found.
+
+    folder: the images, all read (see `duplicate_groups`, also for `max_distance`, `bits`); None: only groups are
+        compared.
+    group_col: column of groups; None: only pixels are compared.
+
+    Raises ValueError with neither of them, for a missing column, or an id without a group; FileNotFoundError for a
+    missing image.
+    """
+    if folder is None and group_col is None:
+        raise ValueError("Pass folder=, to compare the images, group_col=, to compare groups, or both.")
+    check_distance(max_distance)
+    for df in (train, valid):
+        for arg, col in (("id_col", id_col), ("group_col", group_col)):
+            if col is not None and col not in df:
+                raise ValueError(f"The rows have no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
+    leaks = []
+    if group_col is not None:
+        a, b = (filled(df, id_col, group_col, "group") for df in (train, valid))
+        firsts = [df[id_col].groupby(g).first() for df, g in ((train, a), (valid, b))]
+        leaks += [("group", firsts[1][g], firsts[0][g], g) for g in sorted(set(a) & set(b))]
+    if folder is not None and len(train) and len(valid):
+        a, b = (fingerprints(folder, df[id_col], channels, pattern, bits, progress) for df in (train, valid))
+        where, distance = nearest(b, a)
+        for i in np.flatnonzero(distance <= max_distance):
+            near = ("near", f"{distance[i]:.1%} of the hash differs")
+            kind, detail = ("exact", "equal pixels") if distance[i] < 0 else near
+            leaks.append((kind, valid[id_col].iloc[i], train[id_col].iloc[where[i]], detail))
+    return pd.DataFrame(leaks, columns=["leak", "valid", "train", "detail"])

@@ -1,0 +1,267 @@
+"""A full report on a data set before training: every file is read, every problem is listed, nothing is raised."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastprogress.fastprogress import progress_bar
+
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
+from fastai_crl.images.layout import PATTERN, channel_files, found_ids
+from fastai_crl.images.tensor import open_channels
+
+from .annotations import number_first, parse_csv, split_labels
+
+__all__ = ["FolderReport", "check"]
+
+# Those that loading or training would stop at; the others cost quality at most.
+_ERRORS = (
+    "row without id",
+    "id in several rows",
+    "row without image",
+    "row without label",
+    "label not in vocab",
+    "missing file",
+    "unreadable file",
+    "channels of different size",
+)
+_COLUMNS = ["level", "problem", "id", "channel", "detail"]
+
+
+@dataclass
+class FolderReport:
+    """What `check` found; prints as text, shows as tables in a notebook.
+
+    Attributes:
+        folder: the image folder.
+        n_rows: rows of the csv; None without one.
+        n_images: ids in the folder.
+        sizes: (height, width) of the readable images, counted.
+        problems: one row per problem: level ("error": loading or training would stop at it; "warning"), problem, id,
+            channel ("" if it is about the whole image), detail.
+        labels: images and share of the rows by label; None without a csv.
+        channels: by channel mean, std, min and max of all pixels (0..1; mean and std are what `stats=` takes), and the
+            shares of pixels that are 0 (`black`) and full intensity (`saturated`). NaN for a channel without a pixel.
+    """
+
+    folder: Path
+    n_rows: int | None
+    n_images: int
+    sizes: Counter
+    problems: pd.DataFrame
+    labels: pd.DataFrame | None
+    channels: pd.DataFrame
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error (there may be warnings)."""
+        return not (self.problems["level"] == "error").any()
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per kind of problem: level, problem, how many, and the first five ids."""
+        kinds = self.problems.groupby(["level", "problem"], sort=False)["id"]
+        table = kinds.agg(n="size", ids=lambda s: ", ".join(s.unique()[:5]) + (", …" if s.nunique() > 5 else ""))
+        return table.reset_index().sort_values("level", kind="stable", ignore_index=True)
+
+    def _parts(self) -> Iterable[tuple[str, pd.DataFrame | None]]:
+        """Yield the headings and tables of the report."""
+        rows = "" if self.n_rows is None else f", {self.n_rows} rows in the csv"
+        sizes = ", ".join(f"{n} of {h}x{w}" for (h, w), n in self.sizes.most_common(5))
+        more = f", and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+        yield f"{self.folder}: {self.n_images} images{rows}; readable: {sizes or 'none'}{more}", None
+        n = (self.problems["level"] == "error").sum()
+        yield f"Problems: {n} errors, {len(self.problems) - n} warnings", self.summary() if len(self.problems) else None
+        yield "Channels", self.channels.round(4)
+        if self.labels is not None:
+            yield "Labels", self.labels.round(5)
+
+    def __str__(self) -> str:
+        parts = (title if t is None else f"{title}\n{t.to_string()}" for title, t in self._parts())
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{escape(title)}</p>{'' if t is None else t.to_html()}" for title, t in self._parts())
+
+
+@dataclass
+class _Image:
+    """What reading one image gave."""
+
+    problems: list[tuple[str, str, str]] = field(default_factory=list)  # problem, channel, detail
+    histogram: np.ndarray | None = None  # (C,256) pixels by intensity, of the channels that could be read
+    size: tuple[int, int] | None = None
+    fingerprint: tuple[bytes, np.ndarray] | None = None
+
+
+def _inspect(prefix: Path, channels: tuple[str, ...], pattern: str, saturated: float, bits: int | None) -> _Image:
+    files = channel_files(prefix, channels, pattern)
+    if not any(f.exists() for f in files):
+        return _Image()
+    image = _Image(histogram=np.zeros((len(channels), 256), np.int64))
+    planes: list[np.ndarray] = []
+    for file, names in zip(files, [channels] if len(files) == 1 else [(c,) for c in channels], strict=True):
+        channel = names[0] if len(names) == 1 else ""
+        try:
+            opened = open_channels(prefix, names, pattern=pattern, bits=bits).numpy()
+        except FileNotFoundError:
+            image.problems.append(("missing file", channel, file.name))
+            continue
+        except ValueError as e:
+            image.problems.append(("unreadable file", channel, str(e.__cause__ or e)))
+            continue
+        planes.extend(opened)
+        for c, plane in zip(names, opened, strict=True):
+            counts = np.bincount(plane.ravel(), minlength=256)
+            image.histogram[channels.index(c)] = counts
+            if counts[0] == plane.size:
+                image.problems.append(("black", c, "all pixels are 0"))
+            elif counts[255] > saturated * plane.size:
+                image.problems.append(("saturated", c, f"{counts[255] / plane.size:.1%} of the pixels"))
+    shapes = [f"{p.shape[0]}x{p.shape[1]}" for p in planes]
+    if len(set(shapes)) > 1:
+        image.problems.append(("channels of different size", "", ", ".join(shapes)))
+    elif len(planes) == len(channels):
+        image.size = planes[0].shape
+        image.fingerprint = fingerprint(np.stack(planes))
+    return image
+
+
+def check(
+    path: str | Path,
+    csv_fname: str | Path | None = "train.csv",
+    folder: str | Path = "train",
+    channels: Sequence[str] = HPA_CHANNELS,
+    pattern: str = PATTERN,
+    id_col: str = "Id",
+    label_col: str = "Target",
+    label_delim: str | None = " ",
+    vocab: Iterable[Any] | None = None,
+    saturated: float = 0.05,
+    max_distance: float = 0.03,
+    bits: int | None = None,
+    progress: bool = True,
+) -> FolderReport:
+    """Read every image and row of a data set and report all that is wrong with it, as tables.
+
+    Errors: a row without id, with an id of another row, without any image, without a label where it needs one, with a
+    label outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a
+    row without label; an image of another size than most; a black or saturated channel; an image with the pixels of an
+    earlier one ("duplicate") or nearly so ("near-duplicate", by perceptual hash, see `duplicate_groups`).
+
+    The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
+
+    path, csv_fname, folder: path/csv_fname and the images in path/folder; csv_fname=None for images without labels.
+    channels, pattern, id_col, label_col, label_delim, bits: as for `HPADataLoaders.from_csv`.
+    vocab: the labels allowed; None for any.
+    saturated: a channel with more than this share of pixels at full intensity is reported, 0 to 1.
+    max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
+
+    Raises FileNotFoundError for a missing csv, or a missing or empty folder; ValueError for a csv that cannot be read
+    or lacks a column, and arguments out of range. Nothing else: all other problems are in the report.
+    """
+    check_distance(max_distance)
+    if not 0 <= saturated <= 1:
+        raise ValueError(f"saturated={saturated} must be a share of the pixels, 0 to 1.")
+    path, channels = Path(path), (channels,) if isinstance(channels, str) else tuple(channels)
+    df = None if csv_fname is None else parse_csv(path / csv_fname, id_col, label_col)
+    in_folder = found_ids(path / folder, channels, pattern)
+    problems, labels = ([], None) if df is None else _rows(df, id_col, label_col, label_delim, vocab)
+    in_csv = [] if df is None else list(dict.fromkeys(i for i in df[id_col] if i.strip()))
+    ids = list(dict.fromkeys([*in_csv, *in_folder]))
+    if df is not None:
+        problems += [("image without row", i, "", "") for i in sorted(set(in_folder) - set(in_csv))]
+
+    def inspect(i: str) -> _Image:
+        return _inspect(path / folder / i, channels, pattern, saturated, bits)
+
+    histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(inspect, ids)
+        for i, image in zip(ids, progress_bar(images, len(ids), leave=False) if progress else images, strict=True):
+            if image.histogram is None:
+                problems.append(("row without image", i, "", ""))
+                continue
+            problems += [(kind, i, channel, detail) for kind, channel, detail in image.problems]
+            histogram += image.histogram
+            if image.fingerprint is not None:
+                sizes[i], prints[i] = image.size, image.fingerprint
+    problems += _odd_sizes(sizes) + _duplicates(prints, max_distance)
+    table = pd.DataFrame(
+        [("error" if p[0] in _ERRORS else "warning", *p) for p in problems], columns=_COLUMNS, dtype=object
+    )
+    n_rows = None if df is None else len(df)
+    return FolderReport(
+        path / folder, n_rows, len(in_folder), Counter(sizes.values()), table, labels, _statistics(histogram, channels)
+    )
+
+
+def _rows(
+    df: pd.DataFrame, id_col: str, label_col: str, delim: str | None, vocab: Iterable[Any] | None
+) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
+    """Return the problems of the rows of the csv, and the images by label."""
+    ids = df[id_col]
+    problems = [("row without id", "", "", f"row {i + 2}") for i in np.flatnonzero(ids.str.strip() == "")]
+    twice = ids[ids.duplicated(keep=False) & (ids.str.strip() != "")]
+    problems += [("id in several rows", i, "", f"rows {', '.join(map(str, g + 2))}") for i, g in _positions(twice)]
+    labels = [split_labels(text, delim) for text in df[label_col]]
+    unlabelled = "row without label" if delim is None else "no label"
+    problems += [(unlabelled, i, "", "") for i, row in zip(ids, labels, strict=True) if not row]
+    counts = Counter(o for row in labels for o in dict.fromkeys(row))
+    if vocab is not None:
+        vocab = [str(o) for o in vocab]
+        foreign = set(counts) - set(vocab)
+        for i, row in zip(ids, labels, strict=True):
+            problems += [("label not in vocab", i, "", o) for o in row if o in foreign]
+        counts.update(dict.fromkeys(vocab, 0))
+    found = sorted(counts, key=number_first)
+    table = pd.DataFrame({"images": [counts[o] for o in found]}, index=pd.Index(found, name="label"))
+    return problems, table.assign(share=table["images"] / len(df))
+
+
+def _positions(ids: pd.Series) -> Iterable[tuple[str, np.ndarray]]:
+    return ((str(i), g.index.to_numpy()) for i, g in ids.groupby(ids, sort=False))
+
+
+def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str, str]]:
+    if not sizes:
+        return []
+    (usual, _), *_ = Counter(sizes.values()).most_common(1)
+    most = f"most are {usual[0]}x{usual[1]}"
+    return [("other size", i, "", f"{s[0]}x{s[1]}, {most}") for i, s in sizes.items() if s != usual]
+
+
+def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]], max_distance: float) -> list[tuple[str, str, str, str]]:
+    """Return each image that has an earlier one like it, with the earliest of its pixels, or else of its group."""
+    if not prints:
+        return []
+    groups = cluster(([d for d, _ in prints.values()], np.stack([b for _, b in prints.values()])), max_distance)
+    exact, near, found = {}, {}, []
+    for (i, (digest, _)), group in zip(prints.items(), groups, strict=True):
+        if digest in exact:
+            found.append(("duplicate", i, "", f"of {exact[digest]}"))
+        elif group in near:
+            found.append(("near-duplicate", i, "", f"of {near[group]}"))
+        exact.setdefault(digest, i)
+        near.setdefault(group, i)
+    return found
+
+
+def _statistics(histogram: np.ndarray, channels: tuple[str, ...]) -> pd.DataFrame:
+    """Return the statistics of pixels counted by channel and intensity, (C,256)."""
+    levels, n = np.arange(256) / 255, histogram.sum(1)
+    share = histogram / np.where(n, n, np.nan)[:, None]
+    mean = share @ levels
+    spread = ((levels - mean[:, None]) ** 2 * share).sum(1) ** 0.5
+    seen = [levels[h > 0] if h.any() else np.array([np.nan]) for h in histogram]
+    columns = {"mean": mean, "std": spread, "min": [s[0] for s in seen], "max": [s[-1] for s in seen]}
+    columns |= {"black": share[:, 0], "saturated": share[:, 255]}
+    return pd.DataFrame(columns, index=pd.Index(channels, name="channel"))

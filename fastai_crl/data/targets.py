@@ -1,0 +1,83 @@
+"""Labels of a data set in fastai's transforms: from the rows of a csv to targets, and back to names in pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from fastai.data.block import CategoryBlock, MultiCategoryBlock, TransformBlock
+from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiCategory, OneHotEncode
+from fasttransform import Transform
+
+from .annotations import split_labels
+
+__all__ = ["RowLabels", "RowPrefix", "target_block"]
+
+
+class RowPrefix(Transform):
+    """From a row of the csv to folder/id; a path (of an image without labels) passes as it is."""
+
+    input_types = (pd.Series, str, Path)
+
+    def __init__(self, folder: Path, id_col: str):
+        super().__init__()
+        self.folder, self.id_col = str(folder), id_col
+
+    def encodes(self, o: pd.Series):
+        return Path(self.folder) / str(o[self.id_col])
+
+
+class RowLabels(Transform):
+    """From a row of the csv to its list of labels, or to its one label if `delim` is None."""
+
+    def __init__(self, label_col: str, delim: str | None):
+        super().__init__()
+        self.label_col, self.delim = label_col, delim
+
+    def encodes(self, o: pd.Series):
+        labels = split_labels(o[self.label_col], self.delim)
+        return labels[0] if self.delim is None else labels
+
+
+class _NamedCategory(Category):
+    def show(self, ctx: Any = None, **kwargs: Any) -> Any:
+        return Category(self.names.get(self, self)).show(ctx=ctx, **kwargs)
+
+
+class _NamedMultiCategory(MultiCategory):
+    def show(self, ctx: Any = None, sep: str = ";\n", **kwargs: Any) -> Any:
+        # Names are long: one to a line.
+        return MultiCategory([self.names.get(o, o) for o in self]).show(ctx=ctx, sep=sep, **kwargs)
+
+
+class _NamedCategorize(Categorize):
+    """`Categorize` whose decoded label is the one in the vocab but shows its name."""
+
+    def __init__(self, vocab: list[str], names: dict[str, str]):
+        super().__init__(vocab=vocab, sort=False)
+        self.names = names
+
+    def decodes(self, o):
+        res = _NamedCategory(self.vocab[o])
+        res.names = self.names
+        return res
+
+
+class _NamedMultiCategorize(MultiCategorize):
+    """`MultiCategorize` whose decoded labels are those in the vocab but show their names."""
+
+    def __init__(self, vocab: list[str], names: dict[str, str]):
+        super().__init__(vocab=vocab)
+        self.names = names
+
+    def decodes(self, o):
+        res = _NamedMultiCategory([self.vocab[i] for i in o])
+        res.names = self.names
+        return res
+
+
+def target_block(vocab: list[str], names: dict[str, str], multi: bool) -> TransformBlock:
+    if not names:
+        return MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab, sort=False)
+    if multi:
+        return TransformBlock(type_tfms=[_NamedMultiCategorize(vocab, names), OneHotEncode])
+    return TransformBlock(type_tfms=_NamedCategorize(vocab, names))

@@ -1,0 +1,39 @@
+"""What a trained learner is worth and what it decides: metrics, thresholds, interpretation, submissions."""
+
+from .interpret import CRLInterpretation, EpochPreds
+from .metrics import (
+    CalibrationError,
+    ClassBalancedAccuracy,
+    MacroF1,
+    MeanAP,
+    MeanAPByGroup,
+    MeanAUROC,
+    MicroF1,
+    frequency_groups,
+    label_report,
+)
+from .predictions import show_predictions
+from .submission import write_submission
+from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
+from .tta import d4_tta
+
+__all__ = [
+    "CRLInterpretation",
+    "CalibrationError",
+    "ClassBalancedAccuracy",
+    "EpochPreds",
+    "FittedThresholds",
+    "MacroF1",
+    "MeanAP",
+    "MeanAPByGroup",
+    "MeanAUROC",
+    "MicroF1",
+    "d4_tta",
+    "fit_thresholds",
+    "frequency_groups",
+    "label_report",
+    "rate_thresholds",
+    "set_thresholds",
+    "show_predictions",
+    "write_submission",
+]

@@ -1,0 +1,221 @@
+"""What a learner got right and wrong, label by label: numbers as DataFrames, each with its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from numpy.typing import ArrayLike
+from sklearn.metrics import precision_recall_curve
+
+from fastai_crl.labels import label_counts, label_names
+from fastai_crl.mining.profile import minority
+
+from ._interpret_plots import Plots
+from .metrics import decisions, label_report
+from .thresholds import threshold_in_use
+
+__all__ = ["CRLInterpretation", "EpochPreds"]
+
+
+class EpochPreds(Callback):
+    """Keeps the predictions on a data set after every epoch: `CRLInterpretation.hardest` shows what stayed hard.
+
+    Args:
+        ds_idx: 1 the validation set, 0 the training set, in its own order and with the transforms of validation. It
+            costs one more pass through that data per epoch, and n·C numbers of memory.
+
+    Attributes:
+        epochs: (n, C) float16 probabilities after each epoch, of all fits.
+    """
+
+    remove_on_fetch = True
+
+    def __init__(self, ds_idx: int = 1):
+        super().__init__()
+        self.ds_idx, self.epochs, self.fitting = ds_idx, [], False
+
+    def before_fit(self) -> None:
+        self.fitting = False  # this comes before a validation or prediction on its own, too
+
+    def before_train(self) -> None:
+        self.fitting = True
+
+    def after_validate(self) -> None:
+        if self.fitting:
+            apart = [cb for cb in self.learn.cbs if getattr(cb, "remove_on_fetch", False)]
+            with self.learn.removed_cbs(apart) as learn:
+                self.epochs.append(learn.get_preds(dl=_plain_dl(learn, self.ds_idx), inner=True)[0].half())
+
+
+class CRLInterpretation(Plots):
+    """Interpretation of a multi-label or single-label learner: `CRLInterpretation.from_learner(learn)`.
+
+    Args:
+        probs: (n, C) probabilities.
+        targets: (n, C) of 0 and 1, or (n,) class indices.
+        names: C names of the labels; default the column numbers.
+        counts: (C,) positives in the training set. Default: those of `targets`.
+        n_train: images in the training set. Default: n.
+        thresh: a probability above it, one or (C,), is a yes.
+        dl: loader of the images, in order, for the pictures.
+        triplets: triplets mined per epoch and label, as `learn.crl.counts_frame()` tells.
+
+    Attributes:
+        targets, chosen: (n, C) bool, the true labels and the decisions. The other arguments, under their names.
+    """
+
+    def __init__(
+        self,
+        probs: ArrayLike,
+        targets: ArrayLike,
+        names: Sequence[str] | None = None,
+        counts: ArrayLike | None = None,
+        n_train: int | None = None,
+        thresh: float | ArrayLike = 0.5,
+        dl: Any = None,
+        triplets: pd.DataFrame | None = None,
+    ):
+        self.probs, self.single_label = np.asarray(probs), np.ndim(targets) == 1
+        self.targets, self.chosen = decisions(probs, targets, thresh)
+        self.names = list(names) if names is not None else [str(c) for c in range(self.probs.shape[1])]
+        self.counts = self.targets.sum(0) if counts is None else np.asarray(counts)
+        self.n_train = n_train or len(self.probs)
+        self.thresh, self.dl, self.triplets = thresh, dl, triplets
+
+    @classmethod
+    def from_learner(cls, learn: Learner, ds_idx: int = 1, dl: Any = None) -> CRLInterpretation:
+        """Predict the validation set (`ds_idx=0`: the training set, without augmentation), or `dl`, and interpret.
+
+        Decisions are those of the learner's own thresholds. Where its data set does not tell the labels of the training
+        images without opening them, `counts` are those of the predicted images.
+        """
+        dl = _plain_dl(learn, ds_idx) if dl is None else dl
+        probs, targets = learn.get_preds(dl=dl)
+        n_classes, thresh = probs.shape[1], threshold_in_use(learn)
+        triplets = learn.crl.counts_frame() if hasattr(learn, "crl") and learn.crl.history else None
+        counts = label_counts(learn.dls.train, n_classes)
+        n_train = None if counts is None else len(learn.dls.train_ds)
+        return cls(probs, targets, label_names(learn.dls, n_classes), counts, n_train, thresh, dl, triplets)
+
+    def report(self) -> pd.DataFrame:
+        """`label_report`: one row per label, with its count in training and the triplets mined."""
+        targets = self.targets.argmax(1) if self.single_label else self.targets
+        triplets = None if self.triplets is None else self.triplets.sum()
+        return label_report(self.probs, targets, self.names, self.thresh, triplets, self.counts)
+
+    def _label(self, label: str | int) -> int:
+        if label in self.names:
+            return self.names.index(label)
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        raise ValueError(f"label={label!r} is none of {', '.join(self.names)}: give a name or a column number.")
+
+    # ---- how the labels are distributed ----
+    def distribution(self, rho: float = 0.5) -> pd.DataFrame:
+        """Labels of the training set from rare to common: `count`, `cumulative` count, `minority`.
+
+        `minority` says which labels would be rectified were the training set one batch: the rarest whose cumulative
+        count stays within `rho` of the images. Batches, being small, differ: see `minority_classes`.
+        """
+        counts = torch.as_tensor(self.counts)
+        table = {"count": self.counts, "minority": minority(counts, self.n_train, rho, "joint").numpy()}
+        frame = pd.DataFrame(table, index=pd.Index(self.names, name="label")).sort_values("count", kind="stable")
+        frame.insert(1, "cumulative", frame["count"].cumsum())
+        return frame
+
+    # ---- what is hard ----
+    def hardest(
+        self,
+        label: str | int,
+        kind: Literal["positive", "negative"] = "positive",
+        n: int = 9,
+        epochs: Sequence[ArrayLike] | None = None,
+    ) -> pd.DataFrame:
+        """The `n` images that CRL would mine first for a label, hardest first; wrong labels gather here.
+
+        Hard positives are the lowest scores among the images with the label, hard negatives the highest among those
+        without. Columns: `index` in the data set, `item` (a row's first column), `prob`, and `labels`, the true ones.
+
+        epochs: probabilities of the same images after several epochs (`EpochPreds.epochs`): the order is that of their
+            mean, in the column `mean_prob`. An image that was hard throughout is more suspect than one that is so now.
+
+        Raises ValueError for an unknown label or kind, and for epochs of other images.
+        """
+        if kind not in ("positive", "negative"):
+            raise ValueError(f"kind={kind!r}: hard samples are 'positive' or 'negative'.")
+        c, sign = self._label(label), 1 if kind == "positive" else -1
+        scores = self.probs[:, c]
+        if epochs is not None:
+            if not len(epochs) or any(np.shape(e) != self.probs.shape for e in epochs):
+                raise ValueError(f"epochs must be probabilities of this data, each of shape {self.probs.shape}.")
+            scores = np.mean([np.asarray(e, float)[:, c] for e in epochs], 0)
+        among = np.flatnonzero(self.targets[:, c] == (kind == "positive"))
+        order = among[np.argsort(sign * scores[among], kind="stable")][:n]
+        true = [[self.names[j] for j in np.flatnonzero(self.targets[i])] for i in order]
+        table = {"index": order, "item": [self._item(i) for i in order], "prob": self.probs[order, c], "labels": true}
+        if epochs is not None:
+            table["mean_prob"] = scores[order]
+        return pd.DataFrame(table)
+
+    def _item(self, i: int) -> Any:
+        items = getattr(self.dl, "items", None)
+        if items is None:
+            return int(i)
+        return items.iloc[i].iloc[0] if isinstance(items, pd.DataFrame) else items[i]
+
+    # ---- how decisions depend on the threshold ----
+    def curve(self, label: str | int) -> pd.DataFrame:
+        """Precision, recall and F1 of a label with each of its probabilities as the lowest yes (`cut`), ascending."""
+        c = self._label(label)
+        precision, recall, cuts = precision_recall_curve(self.targets[:, c], self.probs[:, c])
+        table = {"cut": cuts, "precision": precision[:-1], "recall": recall[:-1]}
+        frame = pd.DataFrame(table)
+        frame["F1"] = (2 * frame.precision * frame.recall / (frame.precision + frame.recall)).fillna(0)
+        return frame
+
+    # ---- which labels go together, and are taken for each other ----
+    def cooccurrence(self) -> pd.DataFrame:
+        """Images with both labels, (C, C); on the diagonal those with the label."""
+        return self._square(self.targets.T.astype(int) @ self.targets)
+
+    def confusion(self) -> pd.DataFrame:
+        """Images that truly have the row's label and were falsely given the column's, (C, C); diagonal: rightly given.
+
+        For a single-label task this is the confusion matrix. With several labels an image counts for every true label
+        that it has, whichever it was that misled.
+        """
+        false = self.chosen & ~self.targets
+        matrix = self.targets.T.astype(int) @ false
+        np.fill_diagonal(matrix, (self.targets & self.chosen).sum(0))
+        return self._square(matrix)
+
+    def _square(self, matrix: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(matrix, index=self.names, columns=self.names)
+
+    # ---- what was gained over another run ----
+    def gain(self, baseline: CRLInterpretation) -> pd.DataFrame:
+        """Differences to a baseline on the same images, from rare to common labels.
+
+        Columns: `train` count, `support`, and for AP and F1 the value here, the `_baseline` and the `_gain`.
+        Raises ValueError for a baseline of other images or labels.
+        """
+        if self.names != baseline.names or not np.array_equal(self.targets, baseline.targets):
+            raise ValueError("The baseline has other labels or targets: interpret the same images, in one order.")
+        here, there = self.report(), baseline.report()
+        frame = here[["train", "support"]].copy()
+        for name in ("AP", "F1"):
+            frame[[name, f"{name}_baseline", f"{name}_gain"]] = np.c_[here[name], there[name], here[name] - there[name]]
+        return frame.sort_values("train", kind="stable")
+
+
+def _plain_dl(learn: Learner, ds_idx: int) -> Any:
+    """A loader of one of the learner's data sets, all of it in order, with the transforms of validation."""
+    if ds_idx == 1:
+        return learn.dls.valid.new(shuffle=False, drop_last=False)
+    return learn.dls.test_dl(learn.dls[ds_idx].items, with_labels=True)

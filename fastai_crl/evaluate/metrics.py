@@ -1,0 +1,288 @@
+"""Metrics of imbalanced tasks, from scikit-learn: as functions of predictions, as fastai metrics, and as a table.
+
+The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label) or (n,) class indices (one label:
+the decision is the likeliest), as arrays or tensors. Where a label leaves a value undefined:
+
+- F1, precision, recall: 0 for a label that neither occurs nor is predicted (scikit-learn's `zero_division=0`), and it
+  counts in the mean;
+- average precision: a label without a positive is left out of the mean, and NaN in the table;
+- AUROC, balanced accuracy: a label without a positive or without a negative, likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastai.metrics import AccumMetric, ActivationType
+from numpy.typing import ArrayLike
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+    recall_score,
+    roc_auc_score,
+)
+
+__all__ = [
+    "CalibrationError",
+    "ClassBalancedAccuracy",
+    "MacroF1",
+    "MeanAP",
+    "MeanAPByGroup",
+    "MeanAUROC",
+    "MicroF1",
+    "calibration_error",
+    "class_balanced_accuracy",
+    "decide",
+    "frequency_groups",
+    "label_report",
+    "macro_f1",
+    "mean_ap",
+    "mean_auroc",
+    "micro_f1",
+]
+
+GROUPS = ("head", "medium", "tail")
+
+
+def decide(probs: ArrayLike, thresh: float | ArrayLike = 0.5) -> np.ndarray:
+    """Decisions (n, C) bool: yes where a probability of `probs` (n, C) is above `thresh`, one number or (C,) of them.
+
+    Raises ValueError for thresholds of another shape.
+    """
+    probs, thresh = np.asarray(probs), thresh if isinstance(thresh, float | int) else np.asarray(thresh)
+    if np.ndim(thresh) and thresh.shape != probs.shape[1:]:
+        raise ValueError(
+            f"thresh of shape {thresh.shape} does not fit probabilities of shape {probs.shape}: give one number, or "
+            "one per label."
+        )
+    return probs > thresh
+
+
+def _matrix(targ: ArrayLike, n_classes: int) -> np.ndarray:
+    """Targets of either kind as (n, C) bool."""
+    targ = np.asarray(targ)
+    return targ > 0.5 if targ.ndim == 2 else np.eye(n_classes, dtype=bool)[targ.astype(int)]
+
+
+def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and decisions, both (n, C) bool."""
+    pred = np.asarray(pred)
+    chosen = decide(pred, thresh) if np.ndim(targ) == 2 else _matrix(pred.argmax(1), pred.shape[1])
+    return _matrix(targ, pred.shape[1]), chosen
+
+
+def _sklearn(score: Callable[..., Any], targ: np.ndarray, chosen: np.ndarray, **options: Any) -> Any:
+    """`score` of (n, C) decisions; one column is to scikit-learn a task of two classes, of which only yes counts."""
+    if targ.shape[1] == 1:
+        return score(targ[:, 0], chosen[:, 0], labels=[True], **options)
+    return score(targ, chosen, **options)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else np.nan
+
+
+# ---- values of each label, (C,) ----
+def f1_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """F1 of (n, C) bool decisions."""
+    return _sklearn(f1_score, targ, chosen, average=None, zero_division=0)
+
+
+def balanced_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(True positive rate + true negative rate)/2 of (n, C) bool decisions; NaN for a label without both sides."""
+    matrix = _sklearn(multilabel_confusion_matrix, targ, chosen).astype(float)  # (C, true no/yes, said no/yes)
+    with np.errstate(invalid="ignore"):
+        return (matrix[:, 0, 0] / matrix[:, 0].sum(1) + matrix[:, 1, 1] / matrix[:, 1].sum(1)) / 2
+
+
+def _by_label(score: Callable[..., float], pred: np.ndarray, targ: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    columns = zip(targ.T, pred.T, defined, strict=True)
+    return np.array([score(t, p) if ok else np.nan for t, p, ok in columns])
+
+
+def _ap(pred: np.ndarray, targ: np.ndarray) -> np.ndarray:
+    return _by_label(average_precision_score, pred, targ, targ.any(0))
+
+
+def _auroc(pred: np.ndarray, targ: np.ndarray) -> np.ndarray:
+    return _by_label(roc_auc_score, pred, targ, targ.any(0) & ~targ.all(0))
+
+
+def _binned_gap(confidence: np.ndarray, hit: np.ndarray, bins: int) -> float:
+    """Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599)."""
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open on the left
+    gap = np.bincount(which, confidence.astype(float) - hit, minlength=bins)
+    return float(np.abs(gap).sum() / len(which))
+
+
+# ---- functions ----
+def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
+    """Macro-averaged F1 of probabilities (n, C) cut at `thresh`, a number or (C,), against targets; 0 to 1.
+
+    The average is over all labels; one that neither occurs nor is predicted counts as 0 (scikit-learn's
+    `zero_division=0`).
+    """
+    return float(f1_by_label(*decisions(pred, targ, thresh)).mean())
+
+
+def micro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
+    """F1 of all decisions of all labels counted together, as `macro_f1`; 0 to 1. With class indices: the accuracy."""
+    return float(_sklearn(f1_score, *decisions(pred, targ, thresh), average="micro", zero_division=0))
+
+
+def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
+    """The CRL paper's measure (arXiv:1804.10851, section 4); 0 to 1, NaN where no label has both sides.
+
+    Multi-label: the mean over labels of (true positive rate + true negative rate)/2, without the labels that have no
+    positive or no negative. Single-label: balanced accuracy, the mean over classes that occur of their recall.
+    """
+    targets, chosen = decisions(pred, targ, thresh)
+    if np.ndim(targ) == 2:
+        return _mean(balanced_by_label(targets, chosen))
+    return _mean(_sklearn(recall_score, targets, chosen, average=None, zero_division=np.nan))
+
+
+def mean_ap(pred: ArrayLike, targ: ArrayLike, labels: ArrayLike | None = None) -> float:
+    """Mean average precision: over the labels that have a positive, for the others have none; 0 to 1, NaN without any.
+
+    `labels`: indices, or (C,) bool, of the labels to average over; default all.
+    """
+    pred = np.asarray(pred)
+    targ = _matrix(targ, pred.shape[1])
+    picked = slice(None) if labels is None else np.asarray(labels)
+    return _mean(_ap(pred[:, picked], targ[:, picked]))
+
+
+def mean_auroc(pred: ArrayLike, targ: ArrayLike) -> float:
+    """Mean area under the ROC curve over the labels that have a positive and a negative; 0 to 1, NaN without any."""
+    pred = np.asarray(pred)
+    return _mean(_auroc(pred, _matrix(targ, pred.shape[1])))
+
+
+def calibration_error(pred: ArrayLike, targ: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., arXiv:1706.04599), `bins` equal bins; 0 (calibrated) to 1.
+
+    Multi-label: that of each label's probability, mean over all labels. Single-label: that of the likeliest class.
+    """
+    pred = np.asarray(pred)
+    if np.ndim(targ) == 1:
+        return _binned_gap(pred.max(1), pred.argmax(1) == np.asarray(targ), bins)
+    columns = zip(pred.T, _matrix(targ, pred.shape[1]).T, strict=True)
+    return float(np.mean([_binned_gap(p, t, bins) for p, t in columns]))
+
+
+def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> np.ndarray:
+    """Group of each label, (C,) of str, by its positives in the training set.
+
+    "tail" has fewer than cuts[0], "head" more than cuts[1], "medium" the rest. The default cuts are those of
+    ImageNet-LT (Liu et al., arXiv:1904.05160) and of the multi-label VOC-MLT and COCO-MLT (arXiv:2007.09654).
+
+    Raises ValueError for cuts that do not ascend.
+
+    Example:
+        >>> frequency_groups([500, 100, 20, 19]).tolist()
+        ['head', 'medium', 'medium', 'tail']
+    """
+    counts = np.asarray(counts)
+    if not cuts[0] <= cuts[1]:
+        raise ValueError(f"cuts={cuts}: give the count where tail ends and the one where head begins, in that order.")
+    return np.where(counts > cuts[1], "head", np.where(counts < cuts[0], "tail", "medium"))
+
+
+# ---- fastai metrics ----
+def _metric(func: Callable[..., float], name: str, single_label: bool = False, **options: Any) -> AccumMetric:
+    # A partial, not AccumMetric's own options: its `thresh` takes one number, and cuts at >=.
+    activation = ActivationType.Softmax if single_label else ActivationType.Sigmoid
+    return AccumMetric(partial(func, **options), dim_argmax=-1, activation=activation, flatten=False, name=name)
+
+
+def MacroF1(thresh: float | ArrayLike = 0.5) -> AccumMetric:
+    """`macro_f1` as a fastai metric of a multi-label learner, on sigmoid probabilities. Column `macro_f1`."""
+    return _metric(macro_f1, "macro_f1", thresh=thresh)
+
+
+def MicroF1(thresh: float | ArrayLike = 0.5) -> AccumMetric:
+    """`micro_f1` as a fastai metric of a multi-label learner. Column `micro_f1`."""
+    return _metric(micro_f1, "micro_f1", thresh=thresh)
+
+
+def ClassBalancedAccuracy(thresh: float | ArrayLike = 0.5, single_label: bool = False) -> AccumMetric:
+    """`class_balanced_accuracy` as a fastai metric. Column `balanced_accuracy`."""
+    return _metric(class_balanced_accuracy, "balanced_accuracy", single_label, thresh=thresh)
+
+
+def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap", single_label: bool = False) -> AccumMetric:
+    """`mean_ap` over all or some labels as a fastai metric. Column `name`."""
+    return _metric(mean_ap, name, single_label, labels=labels)
+
+
+def MeanAPByGroup(
+    counts: ArrayLike, cuts: tuple[float, float] = (20, 100), single_label: bool = False
+) -> list[AccumMetric]:
+    """`MeanAP` of each of the `frequency_groups` that has a label, as columns `map_head`, `map_medium`, `map_tail`.
+
+    counts: (C,) positives in the training set: `label_counts(dls.train, dls.c)`.
+    """
+    groups = frequency_groups(counts, cuts)
+    return [MeanAP(groups == g, f"map_{g}", single_label) for g in GROUPS if (groups == g).any()]
+
+
+def MeanAUROC(single_label: bool = False) -> AccumMetric:
+    """`mean_auroc` as a fastai metric. Column `auroc`."""
+    return _metric(mean_auroc, "auroc", single_label)
+
+
+def CalibrationError(bins: int = 15, single_label: bool = False) -> AccumMetric:
+    """`calibration_error` as a fastai metric. Column `ece`."""
+    return _metric(calibration_error, "ece", single_label, bins=bins)
+
+
+def label_report(
+    probs: ArrayLike,
+    targets: ArrayLike,
+    names: Sequence[str] | None = None,
+    thresh: float | ArrayLike = 0.5,
+    triplets: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
+    cuts: tuple[float, float] = (20, 100),
+) -> pd.DataFrame:
+    """One row per label, of the columns below.
+
+    `support` (positives); `train`, `group` if `counts` are given; `precision`, `recall`, `F1`, `balanced` (accuracy) of
+    decisions at `threshold`; `AP`, `AUROC` and `ECE` of probabilities; `triplets` if given.
+
+    Args:
+        probs: (n, C) probabilities.
+        targets: (n, C) 0/1, or (n,) class indices.
+        names: C names for the rows; default the column numbers.
+        thresh: a probability above it, one or (C,), is a yes. With class indices the decision is the largest
+            probability instead, and there is no column `threshold`.
+        triplets: (C,) numbers of mined triplets.
+        counts: (C,) positives in the training set.
+        cuts: of `frequency_groups`.
+
+    Returns:
+        A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
+    """
+    probs = np.asarray(probs)
+    true, chosen = decisions(probs, targets, thresh)
+    precision, recall, f1, support = _sklearn(
+        precision_recall_fscore_support, true, chosen, average=None, zero_division=0
+    )
+    table = {"support": support}
+    if counts is not None:
+        table |= {"train": np.asarray(counts), "group": frequency_groups(counts, cuts)}
+    table |= {"precision": precision, "recall": recall, "F1": f1, "balanced": balanced_by_label(true, chosen)}
+    if np.ndim(targets) == 2:
+        table["threshold"] = np.broadcast_to(np.asarray(thresh, float), len(support))
+    ece = [_binned_gap(p, t, 15) for p, t in zip(probs.T, true.T, strict=True)]
+    table |= {"AP": _ap(probs, true), "AUROC": _auroc(probs, true), "ECE": ece}
+    if triplets is not None:
+        table["triplets"] = np.asarray(triplets)
+    return pd.DataFrame(table, index=pd.Index(range(len(support)) if names is None else names, name="label"))

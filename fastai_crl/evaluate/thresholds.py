@@ -1,0 +1,275 @@
+"""Decisions of a multi-label network: a threshold per label, fitted without fooling oneself, kept in the learner."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.learner import Learner
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit
+from sklearn.metrics import roc_curve
+from sklearn.model_selection import StratifiedKFold
+
+from fastai_crl._checks import choice
+
+from .metrics import balanced_by_label, decide, f1_by_label
+
+__all__ = [
+    "FittedThresholds",
+    "fit_thresholds",
+    "rate_thresholds",
+    "set_thresholds",
+    "threshold_in_use",
+    "thresholds_of",
+]
+
+How = Literal["f1", "balanced", "rate"]
+_Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, descending; and the measure there
+
+
+class FittedThresholds(NamedTuple):
+    """Thresholds (C,), float64, and what they are worth: a DataFrame with one row per label.
+
+    Its columns: `positives`; `threshold`; and F1, or balanced accuracy where that was fitted, at 0.5 (`fixed`), at
+    `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by thresholds that never
+    saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, what tuning over-fits. NaN for a label
+    without positives, so that `report.mean()` is over the others.
+    """
+
+    thresholds: np.ndarray
+    report: pd.DataFrame
+
+    @property
+    def optimism(self) -> float:
+        """Mean of the column `optimism`: by how much the mean score at these thresholds flatters them."""
+        return float(self.report.optimism.mean())
+
+
+def fit_thresholds(
+    probs: ArrayLike,
+    targets: ArrayLike,
+    how: How = "f1",
+    rates: ArrayLike | None = None,
+    shrink: float = 3.0,
+    folds: int = 5,
+    repeats: int = 4,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> FittedThresholds:
+    """Fit one threshold per label to predictions of samples that the network was not trained on.
+
+    A label with few positives allows hardly any choice of its own: its best threshold on these few is luck. So it is
+    fitted in each of `repeats` x `folds` splits, stratified by label; drawn towards the one threshold that is best for
+    all labels together (highest mean score) with the weight shrink/(positives + shrink), on the scale of log-odds; and
+    averaged over the splits, on the same scale. A label without positives or without negatives gets the common one.
+
+    Args:
+        probs: (n, C) probabilities, in [0, 1].
+        targets: (n, C) of 0 and 1.
+        how: `"f1"`: highest F1; `"balanced"`: highest (true positive rate + true negative rate)/2; `"rate"`: as many
+            yes as `rates` says.
+        rates: (C,) shares of samples to say yes to, for `"rate"`: for instance the labels' rates in the training set.
+            Default: those of `targets`.
+        shrink: positives at which a label's own threshold and the common one weigh the same, ≥ 0; 0: no shrinkage,
+            `inf`: one threshold for all. Not for `"rate"`.
+        folds, repeats: splits to fit in, of each (folds - 1)/folds of the samples; at least 2, and 1.
+        seed: of the splits.
+        names: C names for the report's rows; default the column numbers.
+
+    Returns:
+        `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes.
+
+    Raises:
+        ValueError: arrays that do not fit each other or their ranges, no positive at all, unknown how, options out of
+            range.
+    """
+    probs, targets = _check(probs, targets, how, shrink, folds, repeats)
+    n_classes = probs.shape[1]
+    if rates is not None:
+        if how != "rate":
+            raise ValueError(f'rates are what how="rate" goes by, and how={how!r}: leave one of them out.')
+        rates = _check_rates(rates, n_classes)
+    score = balanced_by_label if how == "balanced" else f1_by_label
+    splits, crossed = [], []
+    for repeat in range(repeats):
+        fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
+        chosen = np.zeros_like(targets)
+        for k in range(folds):
+            inside = fold != k
+            if how == "rate":
+                shares = (targets & inside).sum(0) / inside.sum(0) if rates is None else rates
+                columns = zip(probs.T, inside.T, shares, strict=True)
+                found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
+            else:
+                found = _fit_scores(probs, targets, inside, how, shrink)
+            splits.append(found)
+            chosen |= decide(probs, found) & ~inside
+        crossed.append(score(targets, chosen))
+    thresholds = expit(np.mean([_log_odds(t) for t in splits], 0))
+    known = targets.any(0)
+    table = {
+        "positives": targets.sum(0),
+        "threshold": thresholds,
+        "fixed": np.where(known, score(targets, decide(probs)), np.nan),
+        "in_sample": np.where(known, score(targets, decide(probs, thresholds)), np.nan),
+        "cross_fitted": np.where(known, np.mean(crossed, 0), np.nan),
+    }
+    report = pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))
+    report["optimism"] = report.in_sample - report.cross_fitted
+    return FittedThresholds(thresholds, report)
+
+
+def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
+    """Thresholds (C,) above which each label's share of `probs` (n, C) is as near to `rates` (C,) as ties allow.
+
+    Needs no targets, so it may look at the very images to be decided. Raises ValueError for rates outside [0, 1].
+    """
+    probs = np.asarray(probs, float)
+    rates = _check_rates(rates, probs.shape[1])
+    return np.array([_rate_cut(p, r) for p, r in zip(probs.T, rates, strict=True)])
+
+
+def set_thresholds(learn: Learner, thresholds: float | ArrayLike) -> None:
+    """Make any multi-label learner decide by `thresholds`: one number, or (C,), in [0, 1].
+
+    They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
+    `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
+
+    Raises ValueError for thresholds out of range or of another number than the labels, and for a loss function without
+    thresholds.
+    """
+    if _decider(learn) is None:
+        raise ValueError(
+            f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
+            "such as BCEWithLogitsLossFlat()."
+        )
+    values = torch.as_tensor(np.array(thresholds), dtype=torch.float64)  # float32 could round a threshold onto a score
+    n_classes = len(getattr(learn.dls, "vocab", None) or values.reshape(-1))
+    if values.shape not in ((), (n_classes,)) or not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(
+            f"thresholds={values.tolist()} do not fit {n_classes} labels: give one number, or one per label, in [0, 1]."
+        )
+    # A copy: fastai's data blocks share their default loss function among all learners.
+    learn.loss_func = deepcopy(learn.loss_func)
+    _decider(learn).thresh = values if values.ndim else float(values)
+
+
+def thresholds_of(learn: Learner) -> np.ndarray | None:
+    """Thresholds (C,) that `set_thresholds` gave a learner; None where it has one number for all labels, or none."""
+    thresh = threshold_in_use(learn)
+    return thresh if np.ndim(thresh) else None
+
+
+def threshold_in_use(learn: Learner) -> float | np.ndarray:
+    """What a multi-label learner decides by: one number, 0.5 where its loss function has none, or (C,) thresholds."""
+    thresh = getattr(_decider(learn), "thresh", 0.5)
+    thresh = thresh.cpu().numpy().copy() if isinstance(thresh, torch.Tensor) else np.array(thresh)
+    return thresh if thresh.ndim else float(thresh)
+
+
+def _decider(learn: Learner) -> Any:
+    """The loss, under a `CRLLoss` too, that cuts probabilities at `thresh`; None if there is none."""
+    loss = learn.loss_func
+    while loss is not None and not hasattr(loss, "thresh"):
+        loss = getattr(loss, "base_loss", None)
+    return loss
+
+
+# ---- fitting in one split: `inside`, (n, C) bool, says which samples of which label it may see ----
+def _fit_scores(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str, shrink: float) -> np.ndarray:
+    columns = list(zip(probs.T, targets.T, inside.T, strict=True))
+    curves = [_curve(p[m], y[m], how) if 0 < y[m].sum() < m.sum() else None for p, y, m in columns]
+    known = [curve for curve in curves if curve is not None]
+    if not known:
+        return np.full(len(columns), 0.5)
+    edges = np.unique(np.quantile(probs[targets & inside], np.linspace(0, 1, 101)))
+    cuts = _between(np.r_[0, edges[:-1]], edges)
+    common = cuts[np.mean([_at(curve, cuts) for curve in known], 0).argmax()]
+    own = np.array([common if curve is None else _best(*curve) for curve in curves])
+    weight = 1 / (1 + shrink / np.maximum((targets & inside).sum(0), 1))
+    return expit(weight * _log_odds(own) + (1 - weight) * _log_odds(common))
+
+
+def _curve(p: np.ndarray, y: np.ndarray, how: str) -> _Curve:
+    fpr, tpr, cuts = roc_curve(y, p, drop_intermediate=False)
+    positives = y.sum()
+    negatives = len(y) - positives
+    tp, fp = np.rint(tpr * positives), np.rint(fpr * negatives)  # whole numbers, so that ties are ties
+    if how == "balanced":
+        return cuts, 0.5 + (tp * negatives - fp * positives) / (2 * positives * negatives)
+    return cuts, 2 * tp / (tp + fp + positives)
+
+
+def _best(cuts: np.ndarray, values: np.ndarray) -> float:
+    """Of the thresholds with the best value, the highest, midway between two scores."""
+    i = values.argmax()
+    return float(_between(np.r_[cuts, 0][i + 1], min(cuts[i], 1)))
+
+
+def _at(curve: _Curve, thresholds: np.ndarray) -> np.ndarray:
+    """The curve's values where a score above a threshold is a yes."""
+    cuts, values = curve
+    return values[np.searchsorted(-cuts, -thresholds) - 1]
+
+
+def _rate_cut(p: np.ndarray, rate: float) -> float:
+    scores, ties = np.unique(p, return_counts=True)
+    yes = np.r_[ties[::-1].cumsum()[::-1], 0]  # with the threshold below each score, and above all
+    return float(_between(np.r_[0, scores], np.r_[scores, 1])[np.abs(yes - rate * len(p)).argmin()])
+
+
+def _between(low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Midway, but below `high` even where no number lies between."""
+    middle = (np.asarray(low, float) + high) / 2
+    return np.where(middle < high, middle, low)
+
+
+def _log_odds(p: ArrayLike) -> np.ndarray:
+    return logit(np.clip(p, 1e-12, 1 - 1e-12))
+
+
+def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each sample, (n,), every fold with its share of the positives."""
+    fold = np.empty(len(y), int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # the shrinkage is there for these
+        for k, (_, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)):
+            fold[test] = k
+    return fold
+
+
+def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
+    rates = np.asarray(rates, float)
+    if rates.shape != (n_classes,) or not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(f"rates={rates.tolist()} do not fit {n_classes} labels: give one share in [0, 1] per label.")
+    return rates
+
+
+def _check(
+    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
+) -> tuple[np.ndarray, np.ndarray]:
+    choice("how", how, ("f1", "balanced", "rate"))
+    probs, targets = np.asarray(probs, float), np.asarray(targets)
+    if probs.ndim != 2 or targets.shape != probs.shape:
+        raise ValueError(
+            f"probs of shape {probs.shape} and targets of shape {targets.shape}: thresholds need (n, C) of both. (A "
+            "single-label task has none: it takes the likeliest class.)"
+        )
+    if not ((probs >= 0) & (probs <= 1)).all():
+        raise ValueError(f"probs run from {probs.min()} to {probs.max()}: give probabilities, in [0, 1].")
+    if not np.isin(targets, (0, 1)).all() or not targets.any():
+        raise ValueError("targets must be 0 and 1, with at least one 1: there is nothing to fit to.")
+    if not shrink >= 0:
+        raise ValueError(f"shrink={shrink}: give a number of positives, 0 or more, that weigh as much as the others.")
+    if folds < 2 or repeats < 1 or len(probs) < 2 * folds:
+        raise ValueError(
+            f"folds={folds}, repeats={repeats} for {len(probs)} samples: give at least 2 folds, 1 repeat, and 2 "
+            "samples per fold."
+        )
+    return probs, targets.astype(bool)

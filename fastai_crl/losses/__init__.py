@@ -1,0 +1,7 @@
+"""The Class Rectification Loss, the measure that weighs it, and other losses for imbalanced data."""
+
+from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
+from .crl import CRL
+from .crl_loss import CRLLoss, imbalance
+
+__all__ = ["CRL", "MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "CRLLoss", "imbalance", "make_loss"]

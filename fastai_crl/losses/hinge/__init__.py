@@ -1,0 +1,1 @@
+"""The hinge criteria at class level: sums over all triplets as weights of the scores."""

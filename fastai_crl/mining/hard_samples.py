@@ -1,0 +1,175 @@
+"""Hard samples of a batch (arXiv:1804.10851, section 3.2), as places in matrices of static shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .profile import Profile
+
+__all__ = ["Hard", "flat", "negatives", "pairwise_distance", "take"]
+
+_BIG = 1e30  # beyond any score or distance
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Integers that order as these float32 do, none of them -0: their bits, those of negative ones reversed."""
+    bits = values.view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _lowest(values: Tensor, k: int, dim: int) -> Tensor:
+    """Indices of the k smallest along `dim`, smallest first, ties by lower index: `topk` leaves ties open."""
+    if values.dtype == torch.float64:
+        return values.sort(dim=dim, stable=True).indices.narrow(dim, 0, k)
+    index = torch.arange(values.shape[dim], device=values.device)
+    key = torch.add(index if dim else index[:, None], _bits(values), alpha=2**32)  # orders as (value, index)
+    return key.topk(k, dim=dim, largest=False).indices
+
+
+def _by_row(row: Tensor, values: Tensor) -> Tensor:
+    """The order that sorts (A,) by row, then value; ties as they come."""
+    if values.dtype == torch.float64:
+        order = values.argsort(stable=True)
+        return order.take(row.take(order).argsort(stable=True))
+    return torch.add(_bits(values + 0.0), row, alpha=2**32).argsort(stable=True)  # -0 + 0 = 0
+
+
+def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, len(columns)): 0 for the first `sizes` of each row, -_BIG for the others."""
+    return (columns >= sizes[:, None]).to(dtype) * -_BIG
+
+
+def negatives(profile: Profile, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `far_bar` of `Hard`."""
+    (n, m), device = scores.shape, scores.device
+    far = _lowest(torch.add(-scores, profile.closed, alpha=_BIG), min(k, n), 0).T
+    far_bar = _bar(profile.against, torch.arange(far.shape[1], device=device), scores.dtype)
+    return far * m + torch.arange(m, device=device)[:, None], far_bar
+
+
+@dataclass
+class Hard:
+    """Hard samples in R lists: one per label at class level, where anchors of a label share them, else one per anchor.
+
+    All are places in a flattened matrix, padded with any valid one: (n, M) scores, or (n, n) distances.
+    """
+
+    anchor: Tensor  # (A,) place in (n, M)
+    row: Tensor  # (A,) which of the M labels
+    near: Tensor  # (R, P) hard positives, hardest first; at class level with the anchor among them
+    near_bar: Tensor  # (A, P) 0 for a pair of an anchor and a hard positive, below all distances otherwise
+    far: Tensor  # (R, N) hard negatives, hardest first
+    far_bar: Tensor  # (R, N) 0 for a hard negative, below all scores otherwise
+    shared: bool  # class level
+
+    def each(self, lists: Tensor) -> Tensor:
+        """(R, ...) -> (A, ...): the list of each anchor."""
+        return lists.index_select(0, self.row) if self.shared else lists
+
+    @classmethod
+    def by_score(cls, profile: Profile, scores: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+        """Class level, from the (n, M) scores of the labels to mine (paper, eqs. 4 and 5).
+
+        Places of the (M, R) scores in `memory` follow those of the batch.
+        """
+        (n, m), device, dtype = scores.shape, scores.device, scores.dtype
+        place, row = profile.anchors()
+        place = place.clamp_max(n * m - 1)
+        order = _by_row(row, scores.take(place))
+        place, row = place.take(order), row.take(order)
+        # The k + 1 lowest of a label serve all its anchors: without the anchor itself, or the last if it is not there.
+        column = torch.arange(max(1, min(k, profile.most - 1)) + 1, device=device)
+        count = torch.constant_pad_nd(profile.count, (0, 1))
+        first = count.cumsum(0) - count
+        near = place.take((first[:m, None] + column).clamp_max(profile.total - 1))
+        rank = torch.arange(profile.total, device=device) - first.take(row)
+        bar = _bar(count, column, dtype).index_select(0, row)
+        bar = bar.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], -_BIG)
+        if memory is not None:
+            near, bar = cls._remember(profile, scores, memory, near, column, place, row, k)
+        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(profile, scores, k), True)
+
+    @staticmethod
+    def _remember(
+        profile: Profile,
+        scores: Tensor,
+        memory: Tensor,
+        near: Tensor,
+        column: Tensor,
+        place: Tensor,
+        row: Tensor,
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The k + 1 lowest of each label among the batch's own (near) and the memory, and the anchors' bars."""
+        (m, r), size = memory.shape, scores.numel()
+        own = scores.take(near) - _bar(profile.count, column, scores.dtype)
+        values = torch.cat([own, memory + (~profile.remembered) * _BIG], 1)
+        places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
+        near = places.gather(1, _lowest(values, min(k + 1, values.shape[1]), 1))
+        column = torch.arange(near.shape[1], device=near.device)
+        bar = torch.constant_pad_nd(_bar(profile.partners() + 1, column, scores.dtype), (0, 0, 0, 1), -_BIG)
+        bar = bar.index_select(0, row)
+        itself = near.index_select(0, row.clamp_max(m - 1)) == place[:, None]
+        last = torch.where(itself.any(1, keepdim=True), 0, (column == k).to(bar.dtype))
+        return near, bar - (itself + last) * _BIG
+
+    @classmethod
+    def by_distance(cls, profile: Profile, distance: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+        """Instance level, from (n, n) distances (paper, eqs. 6 and 7).
+
+        Places of the (A, R) distances in `memory`, of each anchor to its label's entries, follow those of the batch.
+        """
+        (n, m), dtype = profile.inside.shape, distance.dtype
+        place, row = profile.anchors()
+        count = torch.constant_pad_nd(profile.partners(), (0, 1)).take(row)
+        place, row = place.clamp_max(n * m - 1), row.clamp_max(m - 1)
+        sample = (place // m)[:, None]
+        distance = distance.index_select(0, sample[:, 0])
+        inside, closed = (side.T.index_select(0, row) for side in (profile.inside, profile.closed))
+        others = inside.scatter_(1, sample, 0)
+        first = n * sample
+        near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
+        if memory is not None:
+            near = torch.cat([near, (~profile.remembered).index_select(0, row) * _BIG - memory], 1)
+        near = _lowest(near, max(1, min(k, profile.most - 1 + (0 if memory is None else memory.shape[1]))), 1)
+        far = _lowest(torch.add(distance, closed, alpha=_BIG), min(k, n), 1)
+        column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
+        near_bar = _bar(count, column[: near.shape[1]], dtype)
+        far_bar = _bar(profile.against, column[: far.shape[1]], dtype).index_select(0, row)
+        if memory is None:
+            near = near + first
+        else:
+            after = n * n - n + memory.shape[1] * torch.arange(len(row), device=near.device)[:, None]
+            near = near + torch.where(near < n, first, after)
+        return cls(place, row, near, near_bar, far + first, far_bar, False)
+
+
+def pairwise_distance(features: Tensor) -> Tensor:
+    """Euclidean distances between all rows, (n, d) -> (n, n), in float32 or float64 (paper, eq. 11).
+
+    One matrix product. ‖x‖² + ‖y‖² - 2·x·y cancels where rows are close, so it is done in double precision (where the
+    device has it): equal distances stay equal and duplicates are at zero. The gradient at zero distance is zero.
+    """
+    out = torch.float64 if features.dtype == torch.float64 else torch.float32
+    features = features.to(out if features.device.type == "mps" else torch.float64)
+    square = features.square().sum(1)
+    total = square[:, None] + square
+    squared = torch.addmm(total, features, features.T, alpha=-2)
+    apart = squared > 4 * torch.finfo(squared.dtype).eps * total.detach()
+    return (torch.where(apart, squared, 1.0).sqrt() * apart).to(out)
+
+
+def flat(matrices: tuple[Tensor | None, ...]) -> Tensor:
+    """Matrices flattened, one after the other."""
+    parts = [m.flatten() for m in matrices if m is not None]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def take(matrices: tuple[Tensor | None, ...], *places: Tensor) -> list[Tensor]:
+    """Entries of flattened matrices, all in one gather: its gradient is one scatter."""
+    taken = flat(matrices).gather(0, torch.cat([p.flatten() for p in places]))
+    parts = taken.split_with_sizes([p.numel() for p in places])
+    return [t.view(p.shape) for t, p in zip(parts, places, strict=True)]

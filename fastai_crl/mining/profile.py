@@ -1,0 +1,173 @@
+"""Who is minority in a batch: the profile of its labels, and which of them to mine (arXiv:1804.10851, section 3.1).
+
+Everything is static in shape and free of host synchronisation: results are padded to a bound that follows from the
+arguments alone, with masks that say what is real. In joint scope the bound is small by construction: the minority
+classes hold at most ρ·n positives between them, so there are at most ρ·n anchors and ρ·n/2 classes to mine (ρ·n where
+a lone positive will do), however many labels there are. Masks that meet arithmetic are floats of 0 and 1: a CPU
+multiplies much faster than it selects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Level", "Profile", "Scope", "limit", "membership", "minority", "sides", "split_targets"]
+
+Scope = Literal["joint", "attribute"]
+Level = Literal["class", "instance"]
+
+
+def membership(targets: Tensor, n_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """How each sample stands to each label, (n, C) of `dtype`: 1 has it, 0 has it not, in between is neither.
+
+    Args:
+        targets: (n, C) of any dtype, 0/1 or fractional (MixUp, label smoothing), or (n,) class indices of a
+            single-label task.
+        n_classes: C.
+        dtype: float32 or float64.
+    """
+    if targets.ndim == 1:
+        return (targets.unsqueeze(1) == torch.arange(n_classes, device=targets.device)).to(dtype)
+    if targets.dtype.is_floating_point and targets.dtype != dtype:
+        targets = (targets.floor() + targets.ceil()) / 2  # any fraction is ½: conversion could round one to 0 or 1
+    return targets.to(dtype)
+
+
+def split_targets(targets: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Who is a positive and who is a negative of each label: two (n, C) bool tensors, see `membership`."""
+    y = membership(targets, n_classes)
+    return y == 1, y == 0
+
+
+def limit(rho: float, n: int) -> int:
+    """The most positives that minority classes may hold together, ⌊ρ·n⌋ (paper, eq. 3); exact where ρ·n is whole."""
+    return math.floor(rho * n + 1e-6)
+
+
+def minority(
+    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, fellows: Tensor | int = 0
+) -> Tensor:
+    """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
+
+    `frequency`, (C,), sorts the labels in joint scope instead of h. `fellows`, (C,) or one for all, count towards the
+    two samples that a class needs.
+    """
+    enough = h >= max(1, 2 - fellows) if isinstance(fellows, int) else (h >= 1) & (h + fellows >= 2)
+    if scope == "attribute":
+        return (h <= limit(rho, n)) & enough
+    if frequency is None:
+        ascending, label = h.sort(stable=True)
+    else:
+        label = frequency.argsort(stable=True)
+        ascending = h.take(label)
+    few = ascending.cumsum(0) <= limit(rho, n)
+    return torch.empty_like(few).scatter_(0, label, few) & enough
+
+
+def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The minority side of each label, from (n, C) memberships.
+
+    Returns (n, C): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
+    whether the minority is the label's negatives (attribute scope, else None).
+    """
+    inside, closed = y.floor(), y.ceil()
+    if scope == "joint":
+        return inside, closed, None
+    flipped = 2 * inside.sum(0) > len(y)
+    return torch.where(flipped, 1 - closed, inside), torch.where(flipped, 1 - inside, closed), flipped
+
+
+@dataclass
+class Profile:
+    """The labels to mine, M of them: a static number that minority classes can never exceed."""
+
+    label: Tensor | None  # (M,) long; None: all labels, in order
+    flipped: Tensor | None  # (M,) bool: the minority is the label's negatives (attribute scope)
+    inside: Tensor  # (n, M) 1 for the minority side, all 0 where the label is not to be mined
+    closed: Tensor  # (n, M) 0 for the other side, else 1
+    count: Tensor  # (M,) long: minority samples
+    against: Tensor  # (M,) long: samples of the other side
+    most: int  # the most minority samples that one label can have
+    total: int  # the most that all labels can have together: the number of anchors
+    remembered: Tensor | None = None  # (M, R) bool: entries of a memory that are minority samples too
+
+    @classmethod
+    def of(
+        cls,
+        y: Tensor,
+        rho: float,
+        scope: Scope,
+        frequency: Tensor | None = None,
+        remembered: Tensor | None = None,
+        lone: bool = False,
+    ) -> Profile:
+        """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
+
+        `lone`: a class needs one sample only, as its anchors are compared with negatives alone.
+        """
+        (n, n_classes), bound = y.shape, limit(rho, y.shape[0])
+        inside, closed, flipped = sides(y, scope)
+        h, label = inside.sum(0), None
+        if remembered is not None and flipped is not None:
+            remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
+        small = minority(h, n, rho, scope, frequency, int(lone) if remembered is None else remembered.sum(1))
+        most = max(1, bound if scope == "joint" else min(bound, n // 2))
+        if scope == "joint" and 4 * bound < n_classes:  # few of them can be minority: worth the selecting
+            each = 1 if lone or remembered is not None else 2
+            label = small.argsort(descending=True, stable=True)[: max(1, bound // each)]
+            h, small = h.take(label), small.take(label)
+            inside, closed = inside.index_select(1, label), closed.index_select(1, label)
+            remembered = None if remembered is None else remembered.index_select(0, label)
+        against = torch.rsub(closed.sum(0), n)
+        used = (small & (against > 0)).to(y.dtype)
+        total = most if scope == "joint" else n_classes * most
+        count, against = (h * used).long(), against.long()
+        return cls(label, flipped, inside * used, closed, count, against, most, total, remembered)
+
+    def labels(self) -> Tensor:
+        return torch.arange(len(self.count), device=self.count.device) if self.label is None else self.label
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Scores of being in each label's minority, (n, C) -> (n, M): a flipped one's rise as the label's fall."""
+        scores = scores if self.label is None else scores.index_select(1, self.label)
+        return scores if self.flipped is None else torch.where(self.flipped, -scores, scores)
+
+    def partners(self) -> Tensor:
+        """Positives that an anchor of each label is compared with, (M,) long; -1 or more where it has none."""
+        return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
+
+    def pairs(self, k: int) -> Tensor:
+        """Pairs of an anchor and a hard negative of each label, (M,) long."""
+        return self.count * self.against.clamp_max(k)
+
+    def triplets(self, k: int) -> Tensor:
+        """Triplets of each label, (M,) long."""
+        return self.pairs(k) * self.partners().clamp(0, k)
+
+    def by_label(self, values: Tensor, n_classes: int) -> Tensor:
+        """(M,) of the labels to mine -> (C,) of all, 0 for the others."""
+        return values if self.label is None else values.new_zeros(n_classes).scatter_(0, self.label, values)
+
+    def anchors(self) -> tuple[Tensor, Tensor]:
+        """All minority samples, in order of sample and label.
+
+        Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
+        """
+        n, m = self.inside.shape
+        slot = torch.arange(self.total, device=self.count.device, dtype=self.inside.dtype)
+        # The next one stands where the running count first passes its number: `nonzero` of static size.
+        place = torch.searchsorted(self.inside.flatten().cumsum(0), slot, right=True)
+        return place, (place % m).masked_fill_(place == n * m, m)
+
+    def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
+        """Distances of anchors to the (M, R, d) remembered embeddings of their labels, (A, R); 0 has gradient 0."""
+        n, m = self.inside.shape
+        place, row = self.anchors()
+        own = features.to(past.dtype).index_select(0, place.clamp_max(n * m - 1) // m)
+        squared = (own[:, None] - past.index_select(0, row.clamp_max(m - 1))).square().sum(2)
+        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)

@@ -1,0 +1,191 @@
+"""The report on a folder: each kind of damage is found, the rest is clean, the numbers are those of the pixels."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.data.report import check
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.images.layout import image_ids
+from fastai_crl.images.tensor import open_channels
+
+
+def listed(report) -> set[tuple[str, str, str, str]]:
+    """Level, problem, id and channel of every problem."""
+    return set(report.problems[["level", "problem", "id", "channel"]].itertuples(index=False, name=None))
+
+
+def plane(folder: Path, i: str, channel: str, change=lambda a: a) -> None:
+    file = folder / f"{i}_{channel}.png"
+    with Image.open(file) as im:
+        a = change(np.array(im))
+    Image.fromarray(a).save(file)
+
+
+def black_out(a: np.ndarray) -> np.ndarray:
+    return np.zeros_like(a)
+
+
+def over_expose(a: np.ndarray) -> np.ndarray:
+    a[:, : a.shape[1] // 2] = 255
+    return a
+
+
+@pytest.fixture
+def root(hpa, tmp_path) -> Path:
+    """The synthetic set at half its brightness, so that no channel is saturated."""
+    path = tmp_path / "set"
+    shutil.copytree(hpa, path)
+    for file in path.glob("*/*.png"):
+        with Image.open(file) as im:
+            a = np.asarray(im) // 2
+        Image.fromarray(a).save(file)
+    return path
+
+
+def test_a_sound_set_has_no_errors_and_the_statistics_of_its_pixels(root):
+    report = check(root, progress=False)
+    assert report.ok and report.n_rows == report.n_images == 60 and dict(report.sizes) == {(32, 32): 60}
+    assert not {"duplicate", "near-duplicate", "black", "saturated"} & set(report.problems["problem"])
+    x = np.stack([open_channels(root / "train" / i) for i in image_ids(root / "train")]) / 255
+    for c, channel in enumerate(HPA_CHANNELS):
+        row = report.channels.loc[channel]
+        assert row["mean"] == pytest.approx(x[:, c].mean()) and row["std"] == pytest.approx(x[:, c].std())
+        assert row["min"] == x[:, c].min() and row["max"] == pytest.approx(x[:, c].max())
+        assert row["black"] == (x[:, c] == 0).mean() and row["saturated"] == (x[:, c] == 1).mean()
+    df = pd.read_csv(root / "train.csv", dtype=str, keep_default_na=False)
+    for label, row in report.labels.iterrows():
+        n = sum(label in text.split() for text in df["Target"])
+        assert row["images"] == n and row["share"] == n / 60
+    # The statistics are those that from_csv measures.
+    dls = HPADataLoaders.from_csv(root, size=None, stats="data", valid_pct=0, num_workers=0)
+    assert dls.after_batch.fs[-1].mean.flatten().tolist() == pytest.approx(report.channels["mean"].tolist(), abs=1e-6)
+
+
+def test_every_problem_is_collected(root):
+    folder, name = root / "train", "synthetic-{:06}".format
+    ids = [name(i) for i in range(20)]
+    (folder / f"{ids[0]}_blue.png").unlink()
+    file = folder / f"{ids[1]}_red.png"
+    file.write_bytes(file.read_bytes()[:100])
+    (folder / f"{ids[1]}_green.png").write_bytes(b"no image")
+    plane(folder, ids[2], "yellow", lambda a: a[:16])
+    for c in HPA_CHANNELS:
+        plane(folder, ids[3], c, lambda a: a[:16, :16])
+        shutil.copy(folder / f"{ids[4]}_{c}.png", folder / f"extra_{c}.png")
+        shutil.copy(folder / f"{ids[4]}_{c}.png", folder / f"more_{c}.png")
+        (folder / f"{ids[5]}_{c}.png").unlink()
+    plane(folder, ids[6], "red", black_out)
+    plane(folder, ids[7], "green", over_expose)
+    for c in HPA_CHANNELS:
+        shutil.copy(folder / f"{ids[8]}_{c}.png", folder / f"{ids[9]}_{c}.png")
+        shutil.copy(folder / f"{ids[10]}_{c}.png", folder / f"{ids[11]}_{c}.png")
+    plane(folder, ids[11], "green", lambda a: np.where((a > 0) & (a < 255), a + np.eye(32, dtype=np.uint8), a))
+    df = pd.read_csv(root / "train.csv", dtype=str, keep_default_na=False)
+    df.loc[12, "Target"], df.loc[13, "Target"] = "", "3 99"
+    extra = pd.DataFrame({"Id": [ids[14], " "], "Target": ["1", "1"]})
+    pd.concat([df, extra]).to_csv(root / "train.csv", index=False)
+
+    report = check(root, vocab=range(28), progress=False)
+    unlabelled = {("warning", "no label", i, "") for i in df["Id"][df["Target"] == ""]}
+    expected = {
+        ("error", "missing file", ids[0], "blue"),
+        ("error", "unreadable file", ids[1], "red"),
+        ("error", "unreadable file", ids[1], "green"),
+        ("error", "channels of different size", ids[2], ""),
+        ("warning", "other size", ids[3], ""),
+        ("warning", "image without row", "extra", ""),
+        ("warning", "duplicate", "extra", ""),
+        ("warning", "image without row", "more", ""),
+        ("warning", "duplicate", "more", ""),
+        ("error", "row without image", ids[5], ""),
+        ("warning", "black", ids[6], "red"),
+        ("warning", "saturated", ids[7], "green"),
+        ("warning", "duplicate", ids[9], ""),
+        ("warning", "near-duplicate", ids[11], ""),
+        ("error", "label not in vocab", ids[13], ""),
+        ("error", "id in several rows", ids[14], ""),
+        ("error", "row without id", "", ""),
+    }
+    assert listed(report) == expected | unlabelled and ("warning", "no label", ids[12], "") in unlabelled
+    detail = report.problems.set_index(["problem", "id"])["detail"].to_dict()
+    assert (
+        detail["duplicate", "extra"] == detail["duplicate", "more"] == f"of {ids[4]}"
+        and detail["duplicate", ids[9]] == f"of {ids[8]}"
+    )
+    assert detail["near-duplicate", ids[11]] == f"of {ids[10]}"
+    assert detail["other size", ids[3]] == "16x16, most are 32x32"
+    assert detail["id in several rows", ids[14]] == "rows 16, 62" and detail["row without id", ""] == "row 63"
+    assert detail["label not in vocab", ids[13]] == "99" and report.labels.loc["99", "images"] == 1
+    assert detail["channels of different size", ids[2]] == "32x32, 32x32, 32x32, 16x32"
+    assert not report.ok and report.n_rows == 62 and report.n_images == 61
+    summary = report.summary().set_index("problem")
+    assert summary.loc["unreadable file", "n"] == 2 and summary.loc["unreadable file", "ids"] == ids[1]
+    assert list(report.summary()["level"]) == sorted(report.summary()["level"])
+    text, html = str(report), report._repr_html_()
+    for what in ("61 images, 62 rows", "row without image", "saturated", "yellow"):
+        assert what in text and what in html
+    # The csv that from_csv would stop at is the one with errors.
+    with pytest.raises((ValueError, FileNotFoundError)):
+        HPADataLoaders.from_csv(root, size=32)
+
+
+def test_thresholds(root):
+    plane(root / "train", "synthetic-000007", "green", over_expose)
+    assert ("warning", "saturated", "synthetic-000007", "green") not in listed(
+        check(root, saturated=0.8, progress=False)
+    )
+    with pytest.raises(ValueError, match="saturated=2"):
+        check(root, saturated=2)
+    with pytest.raises(ValueError, match=r"max_distance=0\.7"):
+        check(root, max_distance=0.7)
+
+
+def test_without_a_csv(root):
+    report = check(root, None, "test", progress=False)
+    assert report.ok and report.n_rows is None and report.labels is None and report.n_images == 6
+    assert "rows in the csv" not in str(report)
+
+
+def test_one_label_per_row(root):
+    df = pd.read_csv(root / "train.csv", dtype=str, keep_default_na=False)
+    df["Target"] = ["", *["a b"] * 59]
+    df.to_csv(root / "train.csv", index=False)
+    report = check(root, label_delim=None, progress=False)
+    assert ("error", "row without label", df["Id"][0], "") in listed(report)
+    assert report.labels["images"].to_dict() == {"a b": 59}
+
+
+def test_only_what_cannot_be_reported_is_raised(root):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
+        check(root, "none.csv")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        check(root, folder="nowhere")
+    with pytest.raises(ValueError, match=r"no column 'label', only Id, Target"):
+        check(root, label_col="label")
+    report = check(root, channels=("red", "far"), progress=False)
+    assert listed(report) >= {("error", "missing file", "synthetic-000000", "far")}
+    assert np.isnan(report.channels.loc["far", "mean"]) and report.channels.loc["red", "mean"] > 0
+
+
+def test_all_channels_in_one_file(root):
+    folder = root / "stack"
+    folder.mkdir()
+    for i in image_ids(root / "train")[:3]:
+        planes = [Image.fromarray(p) for p in open_channels(root / "train" / i).numpy()]
+        planes[0].save(folder / f"{i}.tif", save_all=True, append_images=planes[1:])
+    (folder / "damaged.tif").write_bytes(b"II*\0")
+    report = check(root, None, "stack", pattern="{id}.tif", progress=False)
+    assert listed(report) == {("error", "unreadable file", "damaged", "")} and dict(report.sizes) == {(32, 32): 3}
+
+
+def test_real_cells(shared):
+    report = check(shared / "hpa_cells", progress=False)
+    assert listed(report) == {("warning", "black", "mixed_img20_22", "red")} and report.ok
+    assert report.labels["images"].to_dict() == {"0": 314, "2": 45, "21": 90, "23": 36, "25": 324}
+    assert dict(report.sizes) == {(128, 128): 809}

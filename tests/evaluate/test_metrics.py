@@ -1,0 +1,213 @@
+"""Metrics against counts by hand, scikit-learn and torchmetrics called directly, and plain loops."""
+
+import pickle
+
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fastai_crl.evaluate.metrics import (
+    CalibrationError,
+    ClassBalancedAccuracy,
+    MacroF1,
+    MeanAP,
+    MeanAPByGroup,
+    MeanAUROC,
+    MicroF1,
+    calibration_error,
+    class_balanced_accuracy,
+    decide,
+    frequency_groups,
+    label_report,
+    macro_f1,
+    mean_ap,
+    mean_auroc,
+    micro_f1,
+)
+
+PROBS = np.array([[0.9, 0.2, 0.4], [0.8, 0.7, 0.1], [0.3, 0.6, 0.2], [0.6, 0.1, 0.3]])
+TARGETS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+
+
+def sample(n=200, c=5, seed=0):
+    """Probabilities and targets of labels from common to rare; the last label never occurs."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((n, c)) < [0.6, 0.3, 0.1, 0.03, 0][:c]).astype(int)
+    probs = (rng.random((n, c)) * 0.7 + 0.3 * targets).astype(np.float32)
+    return probs, targets
+
+
+def loop_counts(targets, chosen):
+    """True and false positives, false and true negatives of one label."""
+    tp = fp = fn = tn = 0
+    for t, d in zip(targets, chosen, strict=True):
+        tp, fp, fn, tn = tp + (t and d), fp + (d and not t), fn + (t and not d), tn + (not t and not d)
+    return tp, fp, fn, tn
+
+
+@given(st.integers(1, 5), st.integers(2, 30), st.integers(0, 10**6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_decision_metrics_equal_loops(c, n, seed, by_label):
+    rng = np.random.default_rng(seed)
+    probs, targets = rng.random((n, c)), rng.random((n, c)) < rng.random(c)
+    thresh = rng.random(c) if by_label else 0.4
+    f1, balanced, total = [], [], np.zeros(4)
+    for label in range(c):
+        t = thresh[label] if by_label else thresh
+        tp, fp, fn, tn = counts = loop_counts(targets[:, label], [p > t for p in probs[:, label]])
+        f1.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0)
+        if tp + fn and tn + fp:
+            balanced.append((tp / (tp + fn) + tn / (tn + fp)) / 2)
+        total += counts
+    assert macro_f1(probs, targets, thresh) == pytest.approx(np.mean(f1))
+    tp, fp, fn, _ = total
+    assert micro_f1(probs, targets, thresh) == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0)
+    expected = np.mean(balanced) if balanced else np.nan
+    assert class_balanced_accuracy(probs, targets, thresh) == pytest.approx(expected, nan_ok=True)
+    assert label_report(probs, targets, thresh=thresh).F1.tolist() == pytest.approx(f1)
+
+
+def test_decisions():
+    assert decide(PROBS, 0.6).tolist() == (PROBS > 0.6).tolist()
+    assert decide(PROBS, [0.85, 0.65, 0.35]).sum(0).tolist() == [1, 1, 1]
+    assert decide(torch.tensor([[0.5, 0.51]]), torch.tensor([0.5, 0.5])).tolist() == [[False, True]]
+    with pytest.raises(ValueError, match=r"thresh of shape \(2,\) does not fit probabilities of shape \(4, 3\)"):
+        decide(PROBS, [0.1, 0.2])
+
+
+def test_ranking_metrics_skip_labels_without_positives():
+    probs, targets = sample()
+    assert targets.any(0).tolist() == [True] * 4 + [False]
+    ap = [skm.average_precision_score(targets[:, c], probs[:, c]) for c in range(4)]
+    auroc = [skm.roc_auc_score(targets[:, c], probs[:, c]) for c in range(4)]
+    assert mean_ap(probs, targets) == pytest.approx(np.mean(ap))
+    assert mean_ap(probs, targets, labels=[2, 4]) == pytest.approx(ap[2])
+    assert mean_auroc(torch.tensor(probs), torch.tensor(targets)) == pytest.approx(np.mean(auroc))
+    every = np.ones_like(targets)  # no negatives: AP is 1, AUROC does not exist
+    assert mean_ap(probs, every) == 1 and np.isnan(mean_auroc(probs, every))
+    assert np.isnan(mean_ap(probs, 0 * every)) and np.isnan(class_balanced_accuracy(probs, every))
+
+
+def loop_ece(confidence, hit, bins):
+    total = 0
+    for b in range(bins):
+        inside = [i for i, p in enumerate(confidence) if b / bins < p <= (b + 1) / bins or (b == 0 and p == 0)]
+        if inside:
+            total += len(inside) / len(hit) * abs(np.mean(confidence[inside]) - np.mean(hit[inside]))
+    return total
+
+
+def test_calibration_error_equals_loop():
+    probs, targets = sample()
+    expected = np.mean([loop_ece(probs[:, c], targets[:, c], 15) for c in range(5)])
+    assert calibration_error(probs, targets) == pytest.approx(expected, rel=1e-5)
+    assert label_report(probs, targets).ECE.mean() == pytest.approx(expected, rel=1e-5)
+    assert calibration_error([[0.0], [1.0]], [[0], [1]]) == 0 and calibration_error([[1.0], [0.0]], [[0], [1]]) == 1
+
+
+def test_calibration_error_equals_torchmetrics():
+    classification = pytest.importorskip("torchmetrics.functional.classification", reason="no torchmetrics")
+    probs, targets = (torch.tensor(a) for a in sample())
+    binary = [classification.binary_calibration_error(probs[:, c], targets[:, c], 10) for c in range(5)]
+    assert calibration_error(probs, targets, bins=10) == pytest.approx(float(sum(binary)) / 5, rel=1e-4)
+    softmax, classes = (probs * 4).softmax(1), targets.argmax(1)
+    single = classification.multiclass_calibration_error(softmax, classes, 5, n_bins=10)
+    assert calibration_error(softmax, classes, bins=10) == pytest.approx(float(single), rel=1e-4)
+
+
+def test_single_label():
+    probs = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7]])
+    classes = np.array([0, 1, 1, 0, 0])  # class 2 does not occur, but is chosen once
+    with pytest.warns(UserWarning, match="not in y_true"):
+        expected = skm.balanced_accuracy_score(classes, probs.argmax(1))
+    assert class_balanced_accuracy(probs, classes) == pytest.approx(expected) == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert micro_f1(probs, classes) == pytest.approx(2 / 5)
+    assert macro_f1(probs, classes) == pytest.approx(skm.f1_score(classes, probs.argmax(1), average="macro"))
+    ap = [skm.average_precision_score(classes == c, probs[:, c]) for c in (0, 1)]
+    assert mean_ap(probs, classes) == pytest.approx(np.mean(ap))
+    assert label_report(probs, classes).support.tolist() == [3, 2, 0]
+    assert "threshold" not in label_report(probs, classes)
+
+
+def test_frequency_groups():
+    assert frequency_groups([5, 10, 50, 51], cuts=(10, 50)).tolist() == ["tail", "medium", "medium", "head"]
+    with pytest.raises(ValueError, match=r"cuts=\(100, 20\)"):
+        frequency_groups([1], cuts=(100, 20))
+
+
+def test_label_report_by_hand():
+    table = label_report(PROBS, TARGETS, ["a", "b", "c"], triplets=[5, 0, 2], counts=[200, 30, 3])
+    assert table.support.tolist() == [2, 1, 0] and table.triplets.tolist() == [5, 0, 2]
+    assert table.group.tolist() == ["head", "medium", "tail"] and table.train.tolist() == [200, 30, 3]
+    assert table.precision.tolist() == pytest.approx([2 / 3, 1 / 2, 0])
+    assert table.recall.tolist() == pytest.approx([1, 1, 0])
+    assert table.F1.tolist() == pytest.approx([4 / 5, 2 / 3, 0])
+    assert table.balanced[:2].tolist() == pytest.approx([(1 + 1 / 2) / 2, (1 + 2 / 3) / 2])
+    assert table.AP[:2].tolist() == pytest.approx([(1 + 2 / 3) / 2, 1])
+    assert table.AUROC[:2].tolist() == pytest.approx([3 / 4, 1])
+    assert table.loc["c", ["balanced", "AP", "AUROC"]].isna().all() and table.ECE["c"] == pytest.approx(0.25)
+    assert table.threshold.tolist() == [0.5] * 3
+    at = label_report(PROBS, TARGETS, thresh=[0.85, 0.65, 0.5])
+    assert at.threshold.tolist() == [0.85, 0.65, 0.5] and at.recall.tolist() == [0.5, 1, 0]
+
+
+def test_label_report_of_class_indices():
+    table = label_report(PROBS, np.array([0, 0, 1, 2]))
+    assert table.support.tolist() == [2, 1, 1]
+    assert table.precision.tolist() == pytest.approx([2 / 3, 1, 0])
+    assert table.recall.tolist() == pytest.approx([1, 1, 0])
+
+
+class Logits(nn.Module):
+    """The input is the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + 0 * self.unused
+
+
+def learner(logits, targets, path, loss, metrics):
+    data = torch.utils.data.TensorDataset(logits, targets)
+    dls = DataLoaders.from_dsets(data, data, bs=3, num_workers=0, device="cpu")
+    return Learner(dls, Logits(), loss_func=loss, metrics=metrics, path=path)
+
+
+def test_metrics_in_a_learner(tmp_path):
+    at, counts = [0.85, 0.65, 0.5], [300, 50, 2]
+    metrics = [
+        *(MacroF1(), MacroF1(0.65), MacroF1(at), MicroF1(), MicroF1(at), ClassBalancedAccuracy(at)),
+        *(MeanAP(), *MeanAPByGroup(counts), MeanAUROC(), CalibrationError()),
+    ]
+    logits, targets = torch.tensor(PROBS).logit().float(), torch.tensor(TARGETS).float()
+    learn = learner(logits, targets, tmp_path, nn.BCEWithLogitsLoss(), metrics)
+    values = list(learn.validate())[1:]
+    assert values[:3] == pytest.approx([(4 / 5 + 2 / 3) / 3, (1 / 2 + 1) / 3, (2 / 3 + 1) / 3])
+    assert values[3:5] == pytest.approx([3 * 2 / (2 * 3 + 2), 2 * 2 / (2 * 2 + 1)])
+    assert values[5] == pytest.approx(((1 / 2 + 1) / 2 + 1) / 2)
+    ap = [(1 + 2 / 3) / 2, 1]
+    assert values[6] == pytest.approx(np.mean(ap)) and values[7:9] == pytest.approx(ap) and np.isnan(values[9])
+    assert values[10] == pytest.approx((3 / 4 + 1) / 2)
+    assert values[11] == pytest.approx(calibration_error(PROBS, TARGETS))
+    names = ["macro_f1"] * 3 + ["micro_f1"] * 2 + ["balanced_accuracy", "mean_ap"]
+    assert [m.name for m in learn.metrics] == [*names, "map_head", "map_medium", "map_tail", "auroc", "ece"]
+    again = pickle.loads(pickle.dumps(metrics[2]))  # as in an exported learner
+    assert again(torch.tensor(PROBS), torch.tensor(TARGETS)) == pytest.approx((2 / 3 + 1) / 3)
+
+
+def test_metrics_in_a_single_label_learner(tmp_path):
+    probs = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]])
+    classes = torch.tensor([0, 1, 1, 0])
+    metrics = [ClassBalancedAccuracy(single_label=True), MeanAP(single_label=True), CalibrationError(single_label=True)]
+    metrics += [MeanAUROC(single_label=True)]
+    values = learner(3 + probs.log(), classes, tmp_path, nn.CrossEntropyLoss(), metrics).validate()[1:]
+    functions = (class_balanced_accuracy, mean_ap, calibration_error, mean_auroc)
+    assert list(values) == pytest.approx([f(probs, classes) for f in functions], rel=1e-5)

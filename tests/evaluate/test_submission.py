@@ -1,0 +1,344 @@
+"""Submissions for a folder without labels."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner, load_learner
+from fastcore.basics import noop
+from torch import nn
+
+from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.evaluate.submission import write_submission
+from fastai_crl.evaluate.thresholds import set_thresholds
+
+N = 40
+
+
+@pytest.fixture
+def learn(hpa_dls, tmp_path):
+    return Learner(hpa_dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(hpa_dls.vocab))), path=tmp_path)
+
+
+def test_submission(learn, hpa, tmp_path):
+    table = write_submission(learn, hpa / "test", tmp_path / "submission.csv", thresh=0.6)
+    sample = pd.read_csv(hpa / "sample_submission.csv")
+    assert sorted(table.Id) == sorted(sample.Id) and list(table.columns) == ["Id", "Predicted"]
+    assert pd.read_csv(tmp_path / "submission.csv", dtype=str).equals(table.astype(str))
+    for i, predicted in zip(table.Id, table.Predicted, strict=True):
+        probs = learn.predict(hpa / "test" / i)[2]
+        expected = {learn.dls.vocab[c] for c in (probs > 0.6).nonzero().flatten()} or {learn.dls.vocab[probs.argmax()]}
+        assert set(predicted.split()) == expected
+
+
+def test_loaded_learner_predicts_the_same(learn, hpa, tmp_path):
+    expected = write_submission(learn, hpa / "test", tmp_path / "a.csv")
+    learn.export("x.pkl")
+    assert write_submission(load_learner(tmp_path / "x.pkl"), hpa / "test", tmp_path / "b.csv").equals(expected)
+
+
+def test_every_image_gets_a_label(learn, hpa, tmp_path):
+    table = write_submission(learn, hpa / "test", tmp_path / "a.csv", thresh=1.0)
+    assert (table.Predicted.str.split().str.len() == 1).all()
+
+
+def test_missing_channel_is_named(learn, hpa, tmp_path):
+    shutil.copytree(hpa / "test", tmp_path / "test")
+    gone = sorted((tmp_path / "test").glob("*_blue.png"))[2]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        write_submission(learn, tmp_path / "test", tmp_path / "a.csv")
+    assert not (tmp_path / "a.csv").exists()
+    assert torch.is_tensor(learn.predict(hpa / "test" / "synthetic-000060")[2])
+
+
+# ---------------------------------------------------------------- thresholds and probabilities
+
+
+def read_probs(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file, dtype={"Id": str}, float_precision="round_trip").set_index("Id")
+
+
+def test_probabilities_are_kept_in_full(learn, hpa, tmp_path):
+    table = write_submission(learn, hpa / "test", tmp_path / "s.csv")
+    probs = read_probs(tmp_path / "s_probs.csv")
+    assert list(probs.index) == list(table.Id) and list(probs.columns) == [str(v) for v in learn.dls.vocab]
+    dl = learn.dls.test_dl([hpa / "test" / i for i in table.Id])
+    assert np.array_equal(probs.to_numpy(np.float32), learn.get_preds(dl=dl)[0].numpy())
+    assert sorted(f.name for f in tmp_path.iterdir() if f.suffix != ".pkl") == ["s.csv", "s_probs.csv"]
+
+
+def plain_decisions(probs: pd.DataFrame, cuts: dict[str, float]) -> list[str]:
+    """Labels by image, in a plain loop."""
+    return [
+        " ".join([c for c in probs if row[c] > cuts[c]] or [max(probs, key=lambda c: row[c])])
+        for _, row in probs.iterrows()
+    ]
+
+
+def test_thresholds_by_label(learn, hpa, tmp_path):
+    def write(thresh=None):
+        return write_submission(learn, hpa / "test", tmp_path / "s.csv", thresh).Predicted.tolist()
+
+    vocab = [str(v) for v in learn.dls.vocab]
+    values = np.random.default_rng(0).random(len(vocab)).round(2)
+    cuts = dict(zip(vocab, values.tolist(), strict=True))
+    write()
+    probs = read_probs(tmp_path / "s_probs.csv")
+    want = plain_decisions(probs, cuts)
+    assert len(set(want)) > 1 and want != plain_decisions(probs, dict.fromkeys(vocab, 0.5))
+    assert write(values) == write(torch.tensor(values)) == write({int(k): v for k, v in cuts.items()}) == want
+    assert write() == plain_decisions(probs, dict.fromkeys(vocab, 0.5))
+    # The likeliest label comes in only where there is no other, however likely it is.
+    likeliest = probs.idxmax(axis=1).iloc[0]
+    assert write({v: float(v == likeliest) for v in vocab})[0] == " ".join(v for v in vocab if v != likeliest)
+    set_thresholds(learn, values)
+    assert write() == want and write(0.5) == plain_decisions(probs, dict.fromkeys(vocab, 0.5))
+    learn.export("x.pkl")
+    again = write_submission(load_learner(tmp_path / "x.pkl"), hpa / "test", tmp_path / "s.csv")
+    assert again.Predicted.tolist() == want
+
+
+def test_bad_arguments(learn, hpa, tmp_path):
+    def write(**kwargs):
+        write_submission(learn, hpa / "test", tmp_path / "s.csv", **kwargs)
+
+    vocab = [str(v) for v in learn.dls.vocab]
+    with pytest.raises(ValueError, match=rf"thresh has shape \(3,\): give one number, or {len(vocab)} "):
+        write(thresh=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"Thresholds out of range \(1 in all\): 1\.5"):
+        write(thresh=1.5)
+    with pytest.raises(ValueError, match=r"Thresholds out of range \(1 in all\): nan"):
+        write(thresh=[float("nan"), *[0.5] * (len(vocab) - 1)])
+    cuts = dict.fromkeys(vocab, 0.5)
+    with pytest.raises(ValueError, match=rf"without threshold.*\(1 in all\): {vocab[0]}\."):
+        write(thresh={k: v for k, v in cuts.items() if k != vocab[0]})
+    with pytest.raises(ValueError, match=r"without label \(1 in all\): ghost"):
+        write(thresh={**cuts, "ghost": 0.5})
+    with pytest.raises(ValueError, match="chunk=0"):
+        write(chunk=0)
+    assert not list(tmp_path.glob("s*"))
+
+
+def test_damage_is_found_before_predicting(learn, hpa, tmp_path):
+    shutil.copytree(hpa / "test", tmp_path / "test")
+    last = sorted((tmp_path / "test").glob("*_green.png"))[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    calls = Count()
+    learn.add_cb(calls)
+    with pytest.raises(ValueError, match=last.name):
+        write_submission(learn, tmp_path / "test", tmp_path / "s.csv")
+    assert calls.images == 0 and not list(tmp_path.glob("s*"))
+
+
+def test_probabilities_that_are_not_finite(learn, hpa, tmp_path):
+    with torch.no_grad():
+        learn.model[1].bias[2] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite for the ids \(6 in all\): synthetic-000060"):
+        write_submission(learn, hpa / "test", tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
+
+
+# ---------------------------------------------------------------- streaming
+
+
+class Count(Callback):
+    """Counts the images predicted, and after each batch notes the size of a file."""
+
+    def __init__(self, file: Path | None = None, stop_after: int | None = None):
+        self.file, self.stop_after, self.images, self.sizes = file, stop_after, 0, []
+
+    def after_batch(self):
+        self.images += len(self.x)
+        if self.file is not None:
+            self.sizes.append(self.file.stat().st_size)
+        if self.stop_after is not None and self.images >= self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def many(hpa, tmp_path_factory) -> Path:
+    """A folder of 40 images to predict."""
+    folder = tmp_path_factory.mktemp("many")
+    for file in sorted((hpa / "train").iterdir())[: 4 * N]:
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def plain(hpa, tmp_path) -> Learner:
+    """A learner with the default transforms, as users have it."""
+    dls = HPADataLoaders.from_csv(hpa, size=32, bs=8, num_workers=0)
+    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
+
+
+def without_header(file: Path) -> bytes:
+    return file.read_bytes().split(b"\n", 1)[1]
+
+
+def test_batches_are_written_as_they_come(plain, many, tmp_path):
+    counts = Count(tmp_path / "s.partial")
+    plain.add_cb(counts)
+    write_submission(plain, many, tmp_path / "s.csv", chunk=10)  # rounded up to two batches of eight
+    chunk = 16 * 4 * len(plain.dls.vocab)
+    assert np.diff(counts.sizes).tolist() == [0, chunk, 0, chunk] and counts.images == N
+
+
+@pytest.mark.parametrize("torn", [0, 7])
+def test_an_interrupted_run_is_continued_with_the_same_result(plain, many, tmp_path, torn):
+    whole = write_submission(plain, many, tmp_path / "whole.csv", chunk=8)
+    stop = Count(stop_after=20)
+    with pytest.raises(KeyboardInterrupt):
+        plain.add_cb(stop)
+        write_submission(plain, many, tmp_path / "s.csv", chunk=8)
+    plain.remove_cb(stop)
+    partial = tmp_path / "s.partial"
+    with partial.open("ab") as f:
+        f.write(b"x" * torn)  # half a row, as a killed run may leave
+    counts = Count()
+    plain.add_cb(counts)
+    assert len(without_header(partial)) == 16 * 4 * len(plain.dls.vocab) + torn
+    assert not (tmp_path / "s.csv").exists()
+    table = write_submission(plain, many, tmp_path / "s.csv", chunk=8)
+    assert counts.images == N - 16 and table.equals(whole) and not partial.exists()
+    for name in ("{}.csv", "{}_probs.csv"):
+        assert (tmp_path / name.format("s")).read_bytes() == (tmp_path / name.format("whole")).read_bytes()
+
+
+def test_nothing_is_predicted_twice_when_only_the_tables_are_missing(plain, many, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as m:
+        m.setattr(pd.DataFrame, "to_csv", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_submission(plain, many, tmp_path / "s.csv", bs=16)
+    counts = Count()
+    plain.add_cb(counts)
+    table = write_submission(plain, many, tmp_path / "s.csv", bs=16)
+    assert counts.images == 0 and len(table) == table.Id.nunique() == N
+
+
+KILLED = """
+import sys, time
+from fastai.callback.core import Callback
+from fastai.learner import load_learner
+from fastai_crl.evaluate.submission import write_submission
+
+class Slow(Callback):
+    def after_batch(self):
+        time.sleep(0.3)
+
+learn = load_learner(sys.argv[1])
+learn.add_cb(Slow())
+write_submission(learn, sys.argv[2], sys.argv[3], chunk=8, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_path):
+    plain.export("x.pkl")
+    whole = write_submission(plain, many, tmp_path / "whole.csv")
+    args = [sys.executable, "-c", KILLED, tmp_path / "x.pkl", many, tmp_path / "s.csv"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    partial, row = tmp_path / "s.partial", 4 * len(plain.dls.vocab)
+    try:
+        until = time.monotonic() + 120
+        while not partial.exists() or len(without_header(partial)) < 16 * row:
+            assert process.poll() is None and time.monotonic() < until, "the process ended or hung before it wrote"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "s.csv").exists()
+    done = len(without_header(partial)) // row
+    assert 16 <= done < N
+    learn, counts = load_learner(tmp_path / "x.pkl"), Count()
+    learn.add_cb(counts)
+    table = write_submission(learn, many, tmp_path / "s.csv")
+    assert counts.images == N - done // 8 * 8 and table.Id.is_unique and table.equals(whole)
+    assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
+
+
+def test_a_stale_partial_file_is_noticed(plain, many, tmp_path):
+    def interrupt():
+        stop = Count(stop_after=20)
+        plain.add_cb(stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_submission(plain, many, tmp_path / "s.csv", chunk=8, resume=False)
+        plain.remove_cb(stop)
+
+    def refused(what: str, folder=many, learn=plain, **kwargs):
+        with pytest.raises(ValueError, match=rf"s\.partial was begun with other {what} and .*resume=False"):
+            write_submission(learn, folder, tmp_path / "s.csv", **kwargs)
+
+    interrupt()
+    shutil.copytree(many, tmp_path / "more")
+    for file in sorted(many.iterdir())[-4:]:
+        shutil.copy(file, tmp_path / "more" / f"z{file.name}")
+    refused("ids", tmp_path / "more")
+    refused("test-time augmentation", tta=lambda learn, dl: learn.get_preds(dl=dl))
+    bias = plain.model[1].bias
+    with torch.no_grad():
+        bias[0] += 1e-6
+    refused("weights")
+    with torch.no_grad():
+        bias[0] -= 1e-6
+    plain.dls.valid.after_batch.fs[-1].mean += 1e-3
+    refused("transforms.*")
+    plain.dls.valid.after_batch.fs[-1].mean -= 1e-3
+    (tmp_path / "s.partial").write_bytes(b"\x00\x01 not ours\n" + b"0" * 1000)
+    refused("content")
+    counts = Count()
+    plain.add_cb(counts)
+    write_submission(plain, many, tmp_path / "s.csv", resume=False)
+    assert counts.images == N and not (tmp_path / "s.partial").exists()
+
+
+def test_test_time_augmentation(plain, many, tmp_path):
+    seen = []
+
+    def tta(learn, dl):
+        seen.append(len(dl.dataset))
+        logits, targets = learn.get_preds(dl=dl, act=noop)
+        probs = torch.cat([batch.sigmoid() for batch in logits.split(8)])  # in longer tensors the last bits can differ
+        return 1 - probs, targets
+
+    write_submission(plain, many, tmp_path / "a.csv")
+    write_submission(plain, many, tmp_path / "b.csv", tta=tta, chunk=24)
+    a, b = (read_probs(tmp_path / f"{n}_probs.csv").to_numpy(np.float32) for n in "ab")
+    assert seen == [24, 16] and np.array_equal(b, 1 - a)
+
+
+def test_loader_options_and_silence(plain, many, tmp_path, capfd):
+    counts = Count(tmp_path / "s.partial")
+    plain.add_cb(counts)
+    one = write_submission(plain, many, tmp_path / "s.csv", bs=20, progress=False)
+    assert len(counts.sizes) == 2 and counts.images == N and capfd.readouterr().out == ""
+    plain.remove_cb(counts)
+    assert one.equals(write_submission(plain, many, tmp_path / "t.csv", num_workers=2))
+
+
+def test_file_names_are_those_of_the_training(hpa, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for file in (hpa / part).iterdir():
+            i, c = file.stem.rsplit("_", 1)
+            shutil.copy(file, tmp_path / part / f"{c}-{i}.png")
+    shutil.copy(hpa / "train.csv", tmp_path)
+    tables = []
+    for path, options in ((hpa, {}), (tmp_path, {"pattern": "{channel}-{id}.png"})):
+        dls = HPADataLoaders.from_csv(path, size=32, num_workers=0, **options)
+        torch.manual_seed(0)
+        learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
+        tables.append(write_submission(learn, path / "test", tmp_path / "s.csv"))
+    assert tables[0].equals(tables[1])

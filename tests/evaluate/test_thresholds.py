@@ -1,0 +1,258 @@
+"""Thresholds against an exhaustive search, their report against decisions made by hand, and their life in a learner."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+import torch
+from fastai.learner import Learner, load_learner
+from fastai.losses import BCEWithLogitsLossFlat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, logit
+from torch import nn
+
+from fastai_crl.evaluate import thresholds as module
+from fastai_crl.evaluate.metrics import macro_f1
+from fastai_crl.evaluate.thresholds import (
+    fit_thresholds,
+    rate_thresholds,
+    set_thresholds,
+    threshold_in_use,
+    thresholds_of,
+)
+from fastai_crl.losses.baselines import make_loss
+from fastai_crl.losses.crl_loss import CRLLoss
+
+
+def sample(n=400, seed=0, rates=(0.4, 0.1, 0.02)):
+    """Probabilities, as a network that is too careful with rare labels gives them, and targets."""
+    rng = np.random.default_rng(seed)
+    targets = rng.random((n, len(rates))) < rates
+    scores = logit(np.array(rates)) - 1 + 3 * targets + rng.normal(size=targets.shape)
+    return expit(scores).astype(np.float32), targets.astype(int)
+
+
+def f1(targets, chosen):
+    tp = sum(t and d for t, d in zip(targets, chosen, strict=True))
+    return 2 * tp / (sum(targets) + sum(chosen)) if tp else 0
+
+
+def balanced(targets, chosen):
+    sides = [[d == t for t, d in zip(targets, chosen, strict=True) if t == side] for side in (0, 1)]
+    return sum(map(np.mean, sides)) / 2
+
+
+def exhaustive(p, y, measure):
+    """Best value of all thresholds that differ, and the highest such threshold, by trying them all."""
+    scores = sorted({0.0, 1.0, *p.tolist()})
+    cuts = [(a + b) / 2 for a, b in pairwise(scores)]
+    values = [measure(y, [s > t for s in p]) for t in cuts]
+    best = max(values)
+    return best, max(t for t, v in zip(cuts, values, strict=True) if v >= best - 1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=2, max_size=25), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_best_threshold_equals_exhaustive_search(rows, by_f1):
+    p, y = np.array([r[0] / 10 for r in rows]), np.array([r[1] for r in rows])
+    if y.all() or not y.any():
+        return
+    measure = f1 if by_f1 else balanced
+    value, threshold = exhaustive(p, y, measure)
+    found = module._best(*module._curve(p, y, "f1" if by_f1 else "balanced"))
+    assert measure(y, p > found) == pytest.approx(value) and found == pytest.approx(threshold)
+
+
+def test_curve_values_at_any_threshold():
+    p, y = sample()
+    curve, cuts = module._curve(p[:, 1], y[:, 1] == 1, "f1"), np.linspace(0, 1, 57)
+    assert module._at(curve, cuts) == pytest.approx([f1(y[:, 1], p[:, 1] > t) for t in cuts])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.floats(0, 1))
+@settings(max_examples=150, deadline=None)
+def test_rate_thresholds_equal_exhaustive_search(scores, rate):
+    p = np.array(scores) / 10
+    (found,) = rate_thresholds(p[:, None], [rate])
+    cuts = [0, *(np.unique(p) + 0.05)]
+    assert abs((p > found).mean() - rate) == pytest.approx(min(abs((p > t).mean() - rate) for t in cuts))
+
+
+def test_neighbouring_floats_are_kept_apart():
+    low = 0.3
+    high = np.nextafter(low, 1)
+    found = module._best(*module._curve(np.array([low, high]), np.array([False, True]), "f1"))
+    assert low <= found < high
+
+
+def test_common_threshold():
+    """Infinite shrinkage: one threshold for all, about the one that an exhaustive search finds."""
+    probs, targets = sample(rates=(0.1, 0.1, 0.1))
+    probs = probs**2  # 0.5 is far too high
+    found = fit_thresholds(probs, targets, shrink=np.inf).thresholds
+    assert np.ptp(found) < 1e-12
+    best = max(np.mean([f1(targets[:, c], probs[:, c] > t) for c in range(3)]) for t in np.unique(probs)[::4])
+    assert macro_f1(probs, targets, found[0]) == pytest.approx(best, abs=0.02)
+    assert macro_f1(probs, targets, 0.5) < best - 0.05
+
+
+def test_shrinkage_by_positives():
+    probs, targets = sample(n=1000)
+    own = fit_thresholds(probs, targets, shrink=0).thresholds
+    common = fit_thresholds(probs, targets, shrink=np.inf).thresholds
+    found = fit_thresholds(probs, targets, shrink=20).thresholds
+    share = (logit(found) - logit(common)) / (logit(own) - logit(common))
+    positives = targets.sum(0) * 4 / 5  # of a split's samples
+    assert share == pytest.approx(positives / (positives + 20), rel=0.15)
+    assert share[0] > share[1] > share[2]
+
+
+def test_label_without_positives_gets_the_common_threshold():
+    probs, targets = sample()
+    targets[:, 2] = 0
+    thresholds, report = fit_thresholds(probs, targets, shrink=0, names=["a", "b", "c"])
+    common = fit_thresholds(probs, targets, shrink=np.inf).thresholds
+    assert thresholds[2] == pytest.approx(common[2]) and thresholds[0] != pytest.approx(common[0])
+    assert report.loc["c", ["fixed", "in_sample", "cross_fitted", "optimism"]].isna().all()
+    assert report.positives["c"] == 0 and report.index.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("how", ["f1", "balanced"])
+def test_report(how):
+    probs, targets = sample()
+    thresholds, report = fitted = fit_thresholds(probs, targets, how)
+    measure = skm.f1_score if how == "f1" else skm.balanced_accuracy_score
+    for c in range(3):
+        assert report.fixed[c] == pytest.approx(measure(targets[:, c], probs[:, c] > 0.5))
+        assert report.in_sample[c] == pytest.approx(measure(targets[:, c], probs[:, c] > thresholds[c]))
+    assert report.positives.tolist() == targets.sum(0).tolist() and report.threshold.tolist() == thresholds.tolist()
+    assert fitted.optimism == pytest.approx((report.in_sample - report.cross_fitted).mean())
+    assert report.cross_fitted.mean() > report.fixed.mean()
+
+
+def test_cross_fitted_decisions_never_saw_the_sample():
+    """By hand: one label, unshrunken, from the folds themselves."""
+    probs, targets = sample(n=60, rates=(0.2,))
+    p, y = probs[:, 0], targets[:, 0]
+    scores = []
+    for repeat in range(3):
+        fold, chosen = module._folds(y, 4, 5 + repeat), np.zeros(60, bool)
+        assert np.bincount(fold).tolist() == [15] * 4 and np.ptp(np.bincount(fold, y)) <= 1
+        for k in range(4):
+            chosen[fold == k] = p[fold == k] > exhaustive(p[fold != k], y[fold != k], f1)[1]
+        scores.append(f1(y, chosen))
+    report = fit_thresholds(probs, targets, shrink=0, folds=4, repeats=3, seed=5).report
+    assert report.cross_fitted[0] == pytest.approx(np.mean(scores))
+
+
+def test_cross_fitted_scores_hold_on_fresh_data():
+    """20 rare labels: in the sample their thresholds look better than they are; cross-fitted, as good as they are."""
+    rates = (0.02,) * 20
+    probs, targets = sample(300, 1, rates)
+    fresh = sample(20_000, 2, rates)[::-1]
+    tuned, calm = (fit_thresholds(probs, targets, shrink=s) for s in (0, 20))
+    worth = skm.f1_score(fresh[0], fresh[1] > tuned.thresholds, average="macro")
+    assert tuned.optimism > 0.02 and tuned.optimism > 2 * calm.optimism
+    assert tuned.report.in_sample.mean() > worth + 0.02
+    assert abs(tuned.report.cross_fitted.mean() - worth) < (tuned.report.in_sample.mean() - worth) / 2
+
+
+def test_rates():
+    probs, targets = sample()
+    rates = [0.3, 0.2, 0.05]
+    thresholds, report = fit_thresholds(probs, targets, "rate", rates=rates)
+    assert (probs > thresholds).mean(0) == pytest.approx(rates, abs=0.01)
+    own = fit_thresholds(probs, targets, "rate").thresholds
+    assert (probs > own).mean(0) == pytest.approx(targets.mean(0), abs=0.01)
+    assert report.in_sample[0] == pytest.approx(f1(targets[:, 0], probs[:, 0] > thresholds[0]))
+
+
+def test_same_seed_same_thresholds():
+    probs, targets = sample()
+    again = fit_thresholds(torch.tensor(probs), torch.tensor(targets).float())
+    assert fit_thresholds(probs, targets).thresholds.tolist() == again.thresholds.tolist()
+    assert fit_thresholds(probs, targets, seed=9).thresholds.tolist() != again.thresholds.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"how": "best"}, "how='best' is unknown"),
+        ({"shrink": -1}, "shrink=-1"),
+        ({"folds": 1}, "folds=1, repeats=4 for 400 samples"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"folds": 201}, "folds=201"),
+        ({"rates": [0.1, 0.1, 0.1]}, "leave one of them out"),
+        ({"how": "rate", "rates": [0.1, 2, 0.1]}, r"rates=\[0.1, 2.0, 0.1\] do not fit 3 labels"),
+        ({"targets": np.zeros((400, 3))}, "at least one 1"),
+        ({"targets": np.full((400, 3), 0.3)}, "targets must be 0 and 1"),
+        ({"targets": np.zeros(400, int)}, r"targets of shape \(400,\)"),
+        ({"probs": np.full((400, 3), 1.5)}, "probs run from 1.5 to 1.5"),
+        ({"probs": np.full((400, 3), np.nan)}, "give probabilities"),
+    ],
+)
+def test_bad_input(change, message):
+    probs, targets = sample()
+    with pytest.raises(ValueError, match=message):
+        fit_thresholds(**{"probs": probs, "targets": targets} | change)
+
+
+# ---- in a learner ----
+def flat(n_classes):
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4 * 16, n_classes))
+
+
+LOSSES = {
+    "fastai": BCEWithLogitsLossFlat,
+    "rival": lambda: make_loss("focal"),
+    "crl": lambda: CRLLoss(BCEWithLogitsLossFlat(), alpha=0.3),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_thresholds_in_a_learner(hpa_dls, tmp_path, loss):
+    """Decisions of predict, get_preds and show_results follow them, before and after export."""
+    learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=LOSSES[loss](), path=tmp_path)
+    assert thresholds_of(learn) is None
+    probs = learn.get_preds()[0]
+    thresholds = probs.double().quantile(0.7, dim=0).numpy()
+    set_thresholds(learn, thresholds)
+    expected = probs.double().numpy() > thresholds
+    assert thresholds_of(learn).tolist() == thresholds.tolist()
+    assert learn.get_preds(with_decoded=True)[2].tolist() == expected.tolist()
+    assert 0.2 < expected.mean() < 0.4 and (probs > 0.5).numpy().tolist() != expected.tolist()
+    item = hpa_dls.valid_ds.items.iloc[2]
+    labels, chosen, _ = learn.predict(item)
+    assert chosen.tolist() == expected[2].tolist()
+    assert list(labels) == [v for v, yes in zip(hpa_dls.vocab, expected[2], strict=True) if yes]
+    learn.show_results(max_n=2)
+    learn.export("x.pkl")
+    again = load_learner(tmp_path / "x.pkl")
+    assert thresholds_of(again).tolist() == thresholds.tolist()
+    assert again.predict(item)[1].tolist() == expected[2].tolist()
+    set_thresholds(learn, 0.5)
+    assert thresholds_of(learn) is None
+    assert learn.get_preds(with_decoded=True)[2].tolist() == (probs > 0.5).tolist()
+
+
+def test_thresholds_that_do_not_fit_the_learner(hpa_dls):
+    learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=BCEWithLogitsLossFlat())
+    with pytest.raises(ValueError, match=rf"do not fit {hpa_dls.c} labels"):
+        set_thresholds(learn, [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"thresholds=1.5 do not fit"):
+        set_thresholds(learn, 1.5)
+    for loss in (nn.BCEWithLogitsLoss(), make_loss("logit_adjusted", counts=[3, 4], single_label=True)):
+        learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=loss)
+        with pytest.raises(ValueError, match=f"{type(loss).__name__} takes no thresholds: use"):
+            set_thresholds(learn, 0.3)
+        assert thresholds_of(learn) is None
+
+
+def test_learners_of_one_data_set_keep_apart(hpa_dls):
+    """fastai's data blocks give all learners the same loss function."""
+    first, second = (Learner(hpa_dls, nn.Linear(2, 2)) for _ in range(2))
+    assert first.loss_func is second.loss_func
+    set_thresholds(first, 0.3)
+    assert threshold_in_use(first) == 0.3 and threshold_in_use(second) == 0.5

@@ -1,0 +1,198 @@
+"""The example script and notebook, run as a user runs them."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.learner import load_learner
+from PIL import Image
+
+from fastai_crl.data.loaders import image_ids
+from fastai_crl.evaluate.submission import write_submission
+from fastai_crl.hpa import HPA_LABELS
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPT, NOTEBOOK = EXAMPLES / "train_hpa.py", EXAMPLES / "crl_hpa.ipynb"
+PICTURES = ("batch.png", "results.png", "training.png")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so small images, and on busy cores
+COLUMNS = ["label", "train", "support", "precision", "recall", "F1", "balanced", "threshold", "AP", "AUROC", "ECE"]
+COLUMNS.append("triplets")
+
+
+def run_script(folder: Path, *args: object) -> str:
+    """Run the script in `folder`, as from a job without a terminal, and return what it printed."""
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_pictures(out: Path) -> None:
+    for name in PICTURES:
+        with Image.open(out / name) as im:
+            pixels = np.asarray(im.convert("RGB"))
+        assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """A run on synthetic data: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("example")
+    return folder, run_script(folder, "--n", 100, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
+
+
+@pytest.mark.slow
+def test_the_script_prints_both_tables_and_nothing_else(synthetic):
+    folder, printed = synthetic
+    assert "\r" not in printed and "█" not in printed and "\x1b" not in printed
+    assert str(folder) not in printed
+    lines = printed.splitlines()
+    assert lines[0].startswith("SYNTHETIC")
+    header = next(line.split() for line in lines if "valid_loss" in line)
+    assert header[:3] == ["epoch", "train_loss", "valid_loss"] and header[-1] == "time"
+    assert {"macro_f1", "mean_ap", "crl_alpha", "crl_loss", "crl_triplets", "crl_labels"} <= set(header)
+    epochs = [line.split() for line in lines if line.split()[:1] in (["0"], ["1"])]
+    assert [e[0] for e in epochs] == ["0", "1"] and all(len(e) == len(header) for e in epochs)
+    assert all(any(line.startswith(f"{name}  ") for line in lines) for name in HPA_LABELS)
+    assert lines[-1].startswith("Saved in")
+
+
+@pytest.mark.slow
+def test_the_script_saves_tables_that_agree(synthetic):
+    folder, printed = synthetic
+    out = folder / "runs" / "hpa"
+    history, labels = pd.read_csv(out / "history.csv"), pd.read_csv(out / "labels.csv")
+    assert history["epoch"].tolist() == [0, 1] and history["time"].notna().all()
+    assert np.isfinite(history[["train_loss", "valid_loss"]]).all(axis=None)
+    assert labels.columns.tolist() == COLUMNS and sorted(labels["label"]) == sorted(HPA_LABELS)
+    assert labels["train"].is_monotonic_decreasing and labels["triplets"].sum() == history["crl_triplets"].sum()
+    assert f"{history['valid_loss'].iloc[-1]:.4f}" in printed
+    (data,) = (folder / "data" / "synthetic_hpa").iterdir()
+    wanted = pd.read_csv(data / "train.csv", dtype=str)["Target"].str.split().explode().astype(int).value_counts()
+    found = labels.set_index("label")[["train", "support"]].sum(axis=1)
+    assert all(found[HPA_LABELS[c]] == n for c, n in wanted.items())
+    assert history["macro_f1"].iloc[-1] == pytest.approx(labels["F1"].mean())
+    assert history["mean_ap"].iloc[-1] == pytest.approx(labels["AP"].mean())
+
+
+@pytest.mark.slow
+def test_the_script_saves_pictures(synthetic):
+    check_pictures(synthetic[0] / "runs" / "hpa")
+
+
+@pytest.mark.slow
+def test_the_exported_learner_makes_the_submission_again(synthetic, tmp_path):
+    folder = synthetic[0]
+    out = folder / "runs" / "hpa"
+    (data,) = (folder / "data" / "synthetic_hpa").iterdir()
+    submission = pd.read_csv(out / "submission.csv", dtype=str)
+    assert submission.columns.tolist() == ["Id", "Predicted"]
+    assert submission["Id"].tolist() == list(image_ids(data / "test")) and len(submission) == 10
+    assert all(0 <= int(c) < 28 for row in submission["Predicted"] for c in row.split())
+    learn = load_learner(out / "learner.pkl")
+    with learn.no_bar():
+        again = write_submission(learn, data / "test", tmp_path / "again.csv")
+    assert again.equals(submission)
+
+
+@pytest.mark.slow
+def test_the_script_on_real_cells_keeps_groups_together(shared, tmp_path):
+    real = shared / "hpa_cells"
+    table = pd.read_csv(real / "train.csv", dtype=str)
+    kept = table["Montage"].isin(table["Montage"].drop_duplicates()[::3])
+    data = tmp_path / "cells"
+    data.mkdir()
+    (data / "train").symlink_to(real / "train")
+    table[kept].to_csv(data / "train.csv", index=False)
+    args = ("--path", data, "--group_col", "Montage", "--size", 32, "--epochs", 1, "--bs", 32, "--out", "out")
+    printed = run_script(tmp_path, *args)
+    assert "SYNTHETIC" not in printed
+    ids = pd.read_csv(tmp_path / "out" / "submission.csv", dtype=str)["Id"]  # no test folder: the validation ids
+    valid = table["Id"].isin(ids)
+    assert 0 < valid.sum() == len(ids) < kept.sum()
+    assert not set(table["Montage"][valid]) & set(table["Montage"][kept & ~valid])
+    labels = pd.read_csv(tmp_path / "out" / "labels.csv")
+    assert set(labels["label"]) <= set(HPA_LABELS) and len(labels) > 1
+    check_pictures(tmp_path / "out")
+
+
+def test_importing_the_script_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("train_hpa", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # as the worker processes of a data loader do
+    assert callable(module.main) and not list(tmp_path.iterdir())
+    assert module.readable(["0", "27", "28", "x"]) == ["Nucleoplasm", "Rods & rings", "28", "x"]
+    assert module.choose([[0.6, 0.7, 0.1], [0.1, 0.2, 0.3]]).tolist() == [[True, True, False], [False, False, True]]
+
+
+# ---- the notebook ----
+def test_the_notebook_is_stored_with_outputs_and_without_errors():
+    assert NOTEBOOK.stat().st_size < 3_000_000
+    nb = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(nb)
+    cells = [c for c in nb.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    outputs = [o for c in cells for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 5
+    text = "".join(str(o.get("text", "")) + str({**o.get("data", {}), "image/png": ""}) for o in outputs)
+    assert not re.search("<progress|site-packages|/(home|root|tmp|Users)/", text)
+    assert "crl_triplets" in text
+    assert "crl_learner(dls).fit_one_cycle()" in [line for c in cells for line in c.source.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    nb = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = (c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
+    names = [line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line]
+    assert names == ["N_IMAGES", "SIZE", "EPOCHS", "SEED"]
+    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 80, 32, 2, 1"
+    env = {**ENV, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    where = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources=where)
+    client.execute(env=env)
+    assert (tmp_path / "out" / "learner.pkl").stat().st_size > 1_000_000
+    text = [o.get("text", "") for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    assert any("predicts the same: True" in t for t in text)
+
+
+@pytest.fixture(scope="module")
+def mining():
+    spec = importlib.util.spec_from_file_location("mining_benchmark", EXAMPLES / "benchmarks" / "mining.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n", [8, 64, 300])
+def test_the_rivals_of_the_mining_benchmark_compute_the_same(mining, n):
+    logits, targets = mining.batch(n, "cpu", seed=n)
+    logits.requires_grad_()
+    expected = mining.CRL(7)(logits, targets)
+    assert (expected > 0) == (n > 8)  # the smallest has no triplet
+    for rival in (mining.loop, mining.lean_loop, mining.dense):
+        found = rival(logits, targets, 7)
+        found = found if torch.is_tensor(found) else logits.sum() * found
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected)), rtol=1e-4, atol=1e-7
+        )
+    found = mining.tensors(mining.CRL(7))(logits, targets)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_peak_of_memory_is_that_of_the_step(mining):
+    x, y = torch.zeros(1000, 100), torch.zeros(1000, 100)
+    assert 1.9 * x.nbytes < mining.peak_bytes(lambda x, y: (x * 2).exp().sum(), x, y) < 6 * x.nbytes

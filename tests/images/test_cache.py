@@ -1,0 +1,518 @@
+"""The packed cache: the same pixels as the files, through kills, full disks and damage; whole batches from it."""
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
+from fastai.data.core import TfmdDL
+from fastai.data.transforms import RandomSplitter, ToTensor
+from fastai.learner import Learner, load_learner
+from fasttransform import Transform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+import fastai_crl.data.cached_loader
+import fastai_crl.images.cache
+import fastai_crl.images.tensor
+from fastai_crl.data.cached_loader import PackedDL
+from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.images.cache import Packed, pack
+from fastai_crl.images.layout import image_ids
+from fastai_crl.images.tensor import TensorMultiChannel, open_channels
+from fastai_crl.samplers.loader import SampledDL, with_sampler
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture
+def root(hpa, tmp_path) -> Path:
+    """The first 20 images of the synthetic set, of 32 pixels, to do with as one likes."""
+    df = pd.read_csv(hpa / "train.csv", dtype=str)[:20]
+    (tmp_path / "train").mkdir()
+    for i in df["Id"]:
+        for c in HPA_CHANNELS:
+            shutil.copy(hpa / "train" / f"{i}_{c}.png", tmp_path / "train")
+    df.to_csv(tmp_path / "train.csv", index=False)
+    return tmp_path
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Path]:
+    """The files that are decoded."""
+    files, read = [], fastai_crl.images.tensor.read_planes
+
+    def spy(file, *args):
+        files.append(file)
+        return read(file, *args)
+
+    monkeypatch.setattr(fastai_crl.images.tensor, "read_planes", spy)
+    return files
+
+
+def packed(root: Path, **kwargs) -> Packed:
+    return pack(root, **{"size": 24, "progress": False, **kwargs})
+
+
+def assert_same(p: Packed, folder: Path, **kwargs) -> None:
+    assert len(p) == len(p.ids) == len(p.images)
+    for i, got in zip(p.ids, p.images, strict=True):
+        want = open_channels(folder / i, **kwargs)
+        assert torch.equal(p.get(folder / i), want) and np.array_equal(got, want.numpy())
+
+
+# ---------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("size", [24, (10, 20), None])
+def test_packed_images_are_those_that_are_read(root, size):
+    p = packed(root, size=size)
+    assert p.ids == tuple(image_ids(root / "train")) and p.store.parent == root / ".cache"
+    assert p.images.dtype == np.uint8 and not p.images.flags.writeable
+    assert_same(p, root / "train", size=size)
+
+
+@pytest.mark.parametrize("folder", ["hpa_fields", "hpa_cells"])
+def test_real_images(shared, tmp_path, folder):
+    source = shared / folder
+    ids = image_ids(source / "train")[:40]
+    p = pack(source, 64, ids=ids, cache=tmp_path, progress=False)
+    assert sorted(ids) == list(p.ids)
+    assert_same(p, source / "train", size=64)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
+    size=st.none() | st.integers(1, 12) | st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    wide=st.booleans(),
+    one_file=st.booleans(),
+    bits=st.none() | st.just(16),
+    stretch=st.none() | st.floats(51, 100) | st.just((1, 98)),
+    resample=st.sampled_from([Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=25, deadline=None)
+def test_pack_then_read_equals_read(shape, size, wide, one_file, bits, stretch, resample, seed):
+    dtype = np.uint16 if wide else np.uint8
+    channels = tuple(f"c{i}" for i in range(shape[0]))
+    pattern = "{id}.tif" if one_file else "{channel}+{id}.png"
+    options = {"channels": channels, "pattern": pattern, "resample": resample, "bits": bits, "stretch": stretch}
+    with tempfile.TemporaryDirectory() as d:
+        for k in range(3):
+            a = np.random.default_rng([seed, k]).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+            if one_file:
+                tifffile.imwrite(f"{d}/i{k}.tif", a, photometric="minisblack")
+            else:
+                for c, plane in zip(channels, a, strict=True):
+                    Image.fromarray(plane).save(f"{d}/{c}+i{k}.png")
+        p = pack(d, size, ".", cache=f"{d}/cache", progress=False, **options)
+        assert_same(p, Path(d), size=size, **options)
+
+
+def test_what_is_packed_is_not_decoded_again(root, decoded):
+    a = packed(root)
+    decoded.clear()
+    b = packed(root, ids=a.ids[::-1])  # the order of the ids does not matter
+    assert len(decoded) == 4  # the first image, for its size
+    assert a.store == b.store and np.array_equal(a.images, b.images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 25},
+        {"channels": ("green", "red")},
+        {"stretch": 99},
+        {"bits": 12},
+        {"resample": Image.Resampling.NEAREST},
+        {"ids": ["synthetic-000001"]},
+    ],
+)
+def test_other_arguments_make_another_store(root, change):
+    a, b = packed(root), packed(root, **change)
+    assert a.store != b.store
+    options = {k: v for k, v in change.items() if k != "ids"}
+    assert_same(b, root / "train", **{"size": 24, **options})
+    assert_same(packed(root), root / "train", size=24)
+
+
+def test_changed_files_are_noticed_and_packed_again(root, decoded, capsys):
+    p = packed(root)
+    file = root / "train" / f"{p.ids[3]}_blue.png"
+    Image.fromarray(np.full((32, 32), 200, np.uint8)).save(file)
+    assert p.get(root / "train" / p.ids[3]) is None and p.get(root / "train" / p.ids[2]) is not None
+    decoded.clear()
+    q = packed(root)
+    assert {f.name.rsplit("_", 1)[0] for f in decoded} == {
+        p.ids[0],
+        p.ids[3],
+    } and "1 of 20 images" in capsys.readouterr().out
+    assert_same(q, root / "train", size=24)
+    assert (q.images[3, 2] == 200).all()
+    os.utime(file)  # touched: cannot be told from changed
+    packed(root)
+    assert "1 of 20 images" in capsys.readouterr().out
+
+
+def test_images_of_different_size_need_a_size(root):
+    ids = list(image_ids(root / "train"))
+    for c in HPA_CHANNELS:
+        Image.fromarray(np.zeros((8, 9), np.uint8)).save(root / "train" / f"{ids[5]}_{c}.png")
+    for check in (True, False):
+        with pytest.raises(ValueError, match=rf"{ids[5]}.*size=256"):
+            packed(root, size=None, check=check)
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_kept(root, decoded):
+    ids = list(image_ids(root / "train"))
+    file = root / "train" / f"{ids[-1]}_red.png"
+    good = file.read_bytes()
+    file.write_bytes(good[:100])
+    with pytest.raises(ValueError, match=rf"{file.name} \("):
+        packed(root)
+    with pytest.raises(ValueError, match=rf"{file.name} cannot be read"):
+        packed(root, check=False, workers=1)
+    file.write_bytes(good)
+    assert_same(packed(root), root / "train", size=24)
+
+
+def test_bad_arguments(root):
+    with pytest.raises(ValueError, match="ids is empty"):
+        packed(root, ids=[])
+    with pytest.raises(FileNotFoundError, match="ghost_red"):
+        packed(root, ids=["ghost"])
+    with pytest.raises(ValueError, match="stretch="):
+        packed(root, stretch=3)
+
+
+# ---------------------------------------------------------------- interruptions and damage
+
+
+def slowly(root: Path, delay: float, most: int) -> None:
+    """In a process of its own: pack with two threads, each file taking `delay` seconds, no file beyond `most` bytes."""
+    read = fastai_crl.images.tensor.read_planes
+    fastai_crl.images.tensor.read_planes = lambda *args: time.sleep(delay) or read(*args)
+    fastai_crl.images.cache._MARK_EVERY = 2
+    if most:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        packed(root, workers=2)
+    except OSError as e:
+        (root / "error.txt").write_text(str(e))
+        os._exit(3)
+    os._exit(0)
+
+
+def start(root: Path, delay: float = 0.0, most: int = 0) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=slowly, args=(root, delay, most))
+    process.start()
+    return process
+
+
+def marked(root: Path) -> int:
+    rows = list((root / ".cache").glob("*/rows.npy"))
+    try:
+        return int(np.count_nonzero(np.load(rows[0]))) if rows else 0
+    except (ValueError, EOFError):  # being written
+        return 0
+
+
+@needs_fork
+def test_a_killed_run_goes_on_where_it_stopped(root, decoded):
+    process, end = start(root, 0.05), time.monotonic() + 60
+    while marked(root) < 4 and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = marked(root)
+    assert 4 <= done < 20
+    with pytest.raises(ValueError, match=rf"images are missing \({20 - done} in all\).*Call pack again"):
+        Packed(next((root / ".cache").iterdir()), root / "train")
+    decoded.clear()
+    p = packed(root)
+    assert len(decoded) == 4 * (20 - done + 1)  # and the first, for its size
+    assert_same(p, root / "train", size=24)
+
+
+@needs_fork
+def test_a_full_disk_is_an_error_and_what_fits_is_kept(root, decoded):
+    row = 4 * 24 * 24
+    process = start(root, most=10 * row + 500)
+    process.join(60)
+    assert process.exitcode == 3
+    assert "No space for the packed cache" in (root / "error.txt").read_text()
+    done = marked(root)
+    assert 2 <= done <= 10
+    with pytest.raises(ValueError, match=rf"images are missing \({20 - done} in all"):
+        Packed(next((root / ".cache").iterdir()), root / "train")
+    decoded.clear()
+    assert_same(packed(root), root / "train", size=24)
+    assert len(decoded) > 4 * (20 - done)
+
+
+def test_a_disk_that_is_known_to_be_too_small(root, monkeypatch, decoded):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(fastai_crl.images.cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"No space for the packed cache .*pass cache= on another disk"):
+        packed(root)
+    assert len(decoded) == 4
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
+def test_a_truncated_store_is_an_error_and_is_mended(root, decoded, keep):
+    p = packed(root)
+    file = p.store / "images.npy"
+    n = file.stat().st_size
+    want = np.array(p.images)
+    os.truncate(file, int(keep * n) if 0 < keep < 1 else keep % n)
+    with pytest.raises(ValueError, match=r"damaged or truncated .*Call pack again"):
+        Packed(p.store, root / "train")
+    decoded.clear()
+    q = packed(root)
+    assert np.array_equal(q.images, want) and len(decoded) == 4 * {0: 21, 100: 21, 0.5: 12, -1: 2}[keep]
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "store.json"])
+def test_other_damage_is_an_error_and_is_mended(root, name):
+    p = packed(root)
+    want = np.array(p.images)
+    (p.store / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        Packed(p.store, root / "train")
+    assert np.array_equal(packed(root).images, want)
+    np.save(p.store / "rows.npy", np.ones(3, np.uint64))
+    with pytest.raises(ValueError, match="3 rows for 20 ids"):
+        Packed(p.store, root / "train")
+    assert np.array_equal(packed(root).images, want)
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match="call pack"):
+        Packed(tmp_path, tmp_path)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(root: Path, cache, **kwargs) -> HPADataLoaders:
+    options = {"size": 24, "bs": 4, "num_workers": 0, "batch_tfms": [], "vocab": "hpa", **kwargs}
+    return HPADataLoaders.from_csv(root, cache=cache, **options)
+
+
+def assert_same_batches(a, b) -> None:
+    assert len(a) == len(b) > 0
+    for p, q in zip(a, b, strict=True):
+        assert type(p) is type(q) is tuple and len(p) == len(q)
+        for s, t in zip(p, q, strict=True):
+            assert type(s) is type(t) and s.dtype == t.dtype and torch.equal(s, t)
+        assert p[0].channels == q[0].channels
+
+
+@pytest.fixture
+def per_item(monkeypatch) -> list[int]:
+    """The items that are made one by one."""
+    made, create = [], TfmdDL.create_item
+    monkeypatch.setattr(TfmdDL, "create_item", lambda dl, s: made.append(s) or create(dl, s))
+    return made
+
+
+@pytest.mark.parametrize("label_delim", [" ", None])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_those_without_a_cache(root, label_delim, num_workers, per_item):
+    if label_delim is None:
+        df = pd.read_csv(root / "train.csv", dtype=str)
+        df.assign(Target=df["Target"].str.split().str[0]).to_csv(root / "train.csv", index=False)
+    plain, fast = (load(root, c, label_delim=label_delim, num_workers=num_workers) for c in (False, True))
+    assert type(fast.train) is PackedDL and type(plain.train) is TfmdDL and (root / ".cache").is_dir()
+    assert_same_batches(plain.valid, fast.valid)
+    for dls in (plain, fast):
+        dls.train.rng.seed(7)
+    per_item.clear()
+    fast.train.rng.seed(7)
+    got = list(fast.train)
+    assert not per_item
+    plain.train.rng.seed(7)
+    for p, q in zip(plain.train, got, strict=True):
+        assert torch.equal(p[0], q[0]) and torch.equal(p[1], q[1]) and type(p[1]) is type(q[1])
+    assert [len(x) for x, _ in got] == [4] * 4  # 16 images to train on
+
+
+def test_the_last_batch_is_dropped_or_kept_as_usual(root):
+    for drop in (True, False):
+        dls = load(root, True, bs=6, drop_last=drop, valid_pct=0.5)
+        sizes = [len(x) for x, _ in dls.train]
+        assert sizes == ([6] if drop else [6, 4]) and [len(x) for x, _ in dls.valid] == [6, 4]
+
+
+class Darker(Transform):
+    def encodes(self, x: TensorMultiChannel):
+        return x // 2
+
+
+def test_item_transforms_run(root, per_item):
+    plain, fast = (load(root, c, item_tfms=Darker()) for c in (False, True))
+    assert_same_batches(plain.valid, fast.valid)
+    assert type(fast.valid) is PackedDL and len(per_item) >= 8
+    assert not torch.equal(fast.valid.one_batch()[0], load(root, True).valid.one_batch()[0])
+
+
+def test_test_loaders_predictions_and_export(root, tmp_path, per_item):
+    dls = load(root, True)
+    plain = load(root, False)
+    rows = pd.concat([dls.valid_ds.items, dls.train_ds.items])
+    assert_same_batches(plain.test_dl(rows, with_labels=True), dls.test_dl(rows, with_labels=True))
+    prefixes = [root / "train" / i for i in rows["Id"]]
+    dl = dls.test_dl(prefixes)
+    per_item.clear()
+    assert (
+        torch.equal(dl.one_batch()[0], plain.test_dl(prefixes).one_batch()[0]) and len(per_item) == 4
+    )  # the plain one
+    other = root / "other"
+    shutil.copytree(root / "train", other)
+    unknown = [prefixes[0], *(other / p.name for p in prefixes[1:3])]
+    assert torch.equal(dls.test_dl(unknown).one_batch()[0], plain.test_dl(prefixes[:3]).one_batch()[0])
+    net = nn.Sequential(nn.Conv2d(4, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 28))
+    learn = Learner(dls, net, path=tmp_path)
+    with learn.no_logging():
+        learn.fit(1)
+        learn.show_results(max_n=2)
+        preds, targets = learn.get_preds()
+        assert preds.shape == targets.shape == (4, 28)
+        assert torch.allclose(learn.tta(n=2)[1], targets)
+        prefix = root / "train" / dls.valid_ds.items["Id"].iloc[0]
+        one = learn.predict(prefix)[2]
+        assert torch.allclose(one, preds[0], atol=1e-5)
+        learn.export("m.pkl")
+        assert (tmp_path / "m.pkl").stat().st_size < 200_000  # the pixels stay where they are
+        assert torch.allclose(load_learner(tmp_path / "m.pkl").predict(prefix)[2], one, atol=1e-5)
+        shutil.rmtree(root / ".cache")
+        assert torch.allclose(load_learner(tmp_path / "m.pkl").predict(prefix)[2], one, atol=1e-5)
+    dls.show_batch(max_n=2)
+
+
+def test_predictions_follow_a_changed_file(root):
+    dls = load(root, True, stats=None)
+    prefix = root / "train" / dls.valid_ds.items["Id"].iloc[0]
+    for c in HPA_CHANNELS:
+        Image.fromarray(np.full((32, 32), 51, np.uint8)).save(f"{prefix}_{c}.png")
+    assert torch.allclose(dls.test_dl([prefix, root / "train" / "x"][:1]).dataset[0][0].float(), torch.tensor(51.0))
+
+
+@pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])
+def test_samplers(root, sampler, per_item):
+    plain, fast = (load(root, c, sampler=sampler, seed=3) for c in (False, True))
+    assert type(fast.train) is PackedDL and type(plain.train) is SampledDL and len(fast.train) == len(plain.train)
+    per_item.clear()
+    got = list(fast.train)
+    assert not per_item and got
+    for p, q in zip(plain.train, got, strict=True):
+        assert torch.equal(p[0], q[0]) and torch.equal(p[1], q[1])
+    again = with_sampler(load(root, True), sampler)
+    assert type(again.train) is PackedDL and again.train.sampler is not None
+
+
+def test_targets_are_read_once(root, monkeypatch):
+    dls = load(root, True)
+    calls, columns = [], fastai_crl.data.cached_loader._columns
+    monkeypatch.setattr(fastai_crl.data.cached_loader, "_columns", lambda *a: calls.append(1) or columns(*a))
+    for _ in range(3):
+        list(dls.train)
+    list(dls.train.new(shuffle=False))
+    assert len(calls) == 1
+    list(dls.valid)
+    assert len(calls) == 2
+
+
+def test_cache_elsewhere_and_other_options(root, tmp_path):
+    options = {"stretch": 99, "channels": ("green", "blue"), "stats": "data"}
+    plain = load(root, False, **options)
+    fast = load(root, tmp_path / "elsewhere", **options)
+    assert_same_batches(plain.valid, fast.valid)
+    assert not (root / ".cache").exists() and len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
+def test_stores_are_shared_with_pack(root, decoded):
+    pack(root, 24, progress=False)
+    decoded.clear()
+    load(root, True)
+    assert len(decoded) == 4 and len(list((root / ".cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("block", [MultiCategoryBlock, CategoryBlock])
+def test_in_a_plain_data_block(root, block, per_item):
+    df = pd.read_csv(root / "train.csv", dtype=str).set_index("Id")["Target"]
+    ids, vocab = list(image_ids(root / "train")), [str(i) for i in range(28)]
+
+    def loaders(cache):
+        db = DataBlock(
+            blocks=(MultiChannelBlock(size=24, cache=cache), block(vocab=vocab)),
+            get_x=lambda i: root / "train" / i,
+            get_y=lambda i: df[i].split() if block is MultiCategoryBlock else df[i].split()[0],
+            splitter=RandomSplitter(seed=1),
+        )
+        return db.dataloaders(ids, bs=4, num_workers=0)
+
+    plain, fast = loaders(None), loaders(packed(root))
+    assert type(fast.train) is PackedDL
+    assert_same_batches(plain.valid, fast.valid)
+    per_item.clear()
+    list(fast.valid)
+    assert not per_item
+
+
+def test_targets_that_are_no_categories_are_made_item_by_item(root, per_item):
+    block = MultiChannelBlock(size=24, cache=packed(root))
+    db = DataBlock(blocks=(block, block), get_x=lambda i: root / "train" / i, get_y=lambda i: root / "train" / i)
+    dls = db.dataloaders(list(image_ids(root / "train")), bs=4, num_workers=0)
+    per_item.clear()
+    x, y = dls.valid.one_batch()
+    assert torch.equal(x, y) and len(per_item) == 4
+
+
+def test_packed_pickles_as_a_reference(root):
+    p = packed(root)
+    data = pickle.dumps(p)
+    assert len(data) < 1000 and np.array_equal(pickle.loads(data).images, p.images)
+    os.truncate(p.store / "images.npy", 500)
+    assert pickle.loads(data) is None
+
+
+def test_batch_is_a_copy(root):
+    p = packed(root)
+    x = p.batch(np.array([3, 3, 0]))
+    assert type(x) is TensorMultiChannel and x.channels == HPA_CHANNELS and x.shape == (3, 4, 24, 24)
+    assert np.array_equal(x.numpy(), p.images[[3, 3, 0]])
+    x[0] = 0
+    assert np.array_equal(p.batch(np.array([3]))[0].numpy(), x[1].numpy())
+    assert p.rows([root / "train" / p.ids[2], str(root / "train" / p.ids[0])]).tolist() == [2, 0]
+    assert p.rows([root / "train" / "ghost"]) is None and p.get(root / "train" / "ghost") is None
+
+
+def test_the_store_says_what_it_holds(root):
+    p = packed(root)
+    what = json.loads((p.store / "store.json").read_text())
+    assert what["folder"] == "../train" and what["channels"] == list(HPA_CHANNELS) and what["shape"] == [20, 4, 24, 24]
+    assert np.load(io.BytesIO((p.store / "images.npy").read_bytes())).shape == (20, 4, 24, 24)
+    assert "20 images of (4, 24, 24)" in repr(p)
+
+
+def test_to_tensor_is_what_blocks_add(root):
+    # What makes a loader go item by item is any other item transform: this one is fastai's own.
+    assert [type(f) for f in load(root, True).train.after_item.fs] == [ToTensor]

@@ -1,0 +1,237 @@
+"""fastai loaders that draw with a sampler, alone and in several processes."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback import schedule  # noqa: F401  (adds fit_one_cycle)
+from fastai.callback.core import Callback
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.distributed import DistributedDL
+from fastai.learner import Learner, load_learner
+from fastai.losses import BCEWithLogitsLossFlat
+from torch import nn
+
+from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.samplers.loader import ResampleCallback, SampledDL, label_matrix, with_sampler
+from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+
+from .test_samplers import batches, make_targets
+
+
+def tiny(dls):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, dls.c))
+    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat())
+
+
+def hpa_loaders(hpa, **kwargs):
+    kwargs = {"num_workers": 0, "size": 32, "bs": 16, "batch_tfms": [], "valid_pct": 0.3, **kwargs}
+    return HPADataLoaders.from_csv(hpa, **kwargs)
+
+
+def epoch_targets(dl):
+    return torch.stack([torch.Tensor(y).cpu() for b in dl for y in b[1]])
+
+
+@pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])
+def test_training_with_workers_then_predictions_in_order(hpa, sampler, tmp_path):
+    dls = hpa_loaders(hpa, sampler=sampler, num_workers=2)
+    assert isinstance(dls, HPADataLoaders) and dls.channels == ("red", "green", "blue", "yellow")
+    assert type(dls.valid) is TfmdDL
+    targets = label_matrix(dls.train).toarray()
+    assert (dls.train.sampler.labels != dls.train.sampler.labels.__class__(targets)).nnz == 0
+    learn = tiny(dls)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1)
+        assert len(learn.recorder.losses) == len(dls.train) == len(dls.train.sampler) // 16
+        for kwargs in ({"ds_idx": 0}, {"dl": dls.train}, {"dl": dls.train.new(shuffle=False, drop_last=False)}):
+            assert (learn.get_preds(**kwargs)[1].numpy() == targets).all()
+        assert (learn.tta(ds_idx=0, n=1)[1].numpy() == targets).all()
+        assert (learn.get_preds()[1].numpy() == label_matrix(dls.valid).toarray()).all()
+        test = dls.test_dl([hpa / "test" / p.name.removesuffix("_red.png") for p in (hpa / "test").glob("*_red.png")])
+        assert len(learn.get_preds(dl=test)[0]) == 6
+        learn.show_results(ds_idx=0, max_n=2)
+        dls.show_batch(max_n=2)
+    learn.path = tmp_path
+    learn.export("learner.pkl")
+    assert len(load_learner(tmp_path / "learner.pkl").dls.train) == 0
+
+
+def test_loader_epochs_differ_and_repeat_by_seed(hpa):
+    def run(**kwargs):
+        dls = hpa_loaders(hpa, sampler="class_aware", **kwargs)
+        return [epoch_targets(dls.train) for _ in range(2)]
+
+    first, again, workers = run(), run(), run(num_workers=2)
+    assert not torch.equal(*first)
+    for other in (again, workers):
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    dls = hpa_loaders(hpa, sampler="class_aware")
+    dls.train.sampler.set_epoch(1)
+    assert torch.equal(epoch_targets(dls.train), first[1])
+
+
+def test_batches_of_the_loader_are_those_of_the_sampler(hpa):
+    dls = hpa_loaders(hpa, sampler="class_aware")
+    targets = label_matrix(dls.train).toarray()
+    sampler = ClassAwareSampler(targets, 16, seed=42)
+    drawn = [torch.Tensor(b[1]).numpy() for b in dls.train]
+    assert (np.stack(drawn) == targets[batches(sampler)]).all()
+
+
+def test_a_training_set_smaller_than_a_batch_makes_one_batch(hpa):
+    for sampler in ("class_aware", "repeat_factor"):
+        dls = hpa_loaders(hpa, sampler=sampler, bs=64)
+        assert len(dls.train) == 1 and len(list(dls.train)) == 1
+
+
+def test_unknown_sampler_is_refused_before_anything_is_read(hpa):
+    with pytest.raises(ValueError, match="sampler='balanced' is unknown: use one of 'class_aware', 'repeat_factor'"):
+        HPADataLoaders.from_csv(hpa / "nowhere", sampler="balanced")
+
+
+def blocks(n=90, multi=True):
+    y = make_targets(n, counts=(60, 30, 12, 4))
+    block = MultiCategoryBlock(encoded=True, vocab=list("abcd")) if multi else CategoryBlock(vocab=list("abcd"))
+    items = np.arange(n)
+    label = (lambda i: y[i].astype(float).tolist()) if multi else (lambda i: "aaabbc"[i % 6] if i > 3 else "d")
+    return DataBlock((TransformBlock, block), get_x=lambda i: torch.tensor(float(i)), get_y=label), items
+
+
+@pytest.mark.parametrize("multi", [True, False])
+def test_any_data_block(multi):
+    block, items = blocks(multi=multi)
+    dls = block.dataloaders(items, bs=8, dl_type=SampledDL, sampler="repeat_factor", num_workers=0)
+    assert isinstance(dls.train.sampler, RepeatFactorSampler) and dls.valid.sampler is None
+    assert label_matrix(dls.train).shape == (72, 4)
+    assert len(list(dls.train)) == len(dls.train) == len(dls.train.sampler) // 8
+    assert sorted(torch.cat([b[0] for b in dls.valid]).tolist()) == sorted(float(x[0]) for x in dls.valid_ds)
+    assert dls.train.new(dls.valid_ds, shuffle=True).sampler is None
+
+
+def test_with_sampler_keeps_the_other_loaders():
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=8, num_workers=0)
+    new = with_sampler(dls, "class_aware", seed=3, group=False)
+    assert new.valid is dls.valid and type(new.train) is SampledDL and type(dls.train) is TfmdDL
+    assert new.train.sampler.seed == 3 and not new.train.sampler.group
+    assert isinstance(with_sampler(new, "repeat_factor", t=0.5).train.sampler, RepeatFactorSampler)
+    copy = pickle.loads(
+        pickle.dumps(with_sampler(dls, RepeatFactorSampler(label_matrix(dls.train), t=0.5)).train.sampler)
+    )
+    assert copy.t == 0.5
+
+
+def test_any_sampler_of_indices_and_none():
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=8, num_workers=0)
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] + [0.0] * 71, 40)
+    assert with_sampler(dls, weighted).train.get_idxs() == [0] * 40
+    assert sorted(with_sampler(dls, None).train.get_idxs()) == list(range(72))
+
+
+def test_data_that_hide_their_labels_need_targets():
+    data = torch.utils.data.TensorDataset(torch.arange(40.0), torch.zeros(40))
+    dls = DataLoaders.from_dsets(data, data, bs=8, num_workers=0)
+    with pytest.raises(ValueError, match=r"TensorDataset does not tell its labels.*pass targets="):
+        len(with_sampler(dls).train)
+    with pytest.raises(ValueError, match="targets of 3 samples for a data set of 40"):
+        len(with_sampler(dls, targets=np.eye(3)).train)
+    assert len(with_sampler(dls, targets=np.arange(40) % 4).train) > 0
+
+
+def test_loaders_of_another_type_are_refused():
+    class Other(TfmdDL):
+        pass
+
+    block, items = blocks()
+    with pytest.raises(ValueError, match=r"is a Other.*dl_type=SampledDL"):
+        with_sampler(block.dataloaders(items, bs=8, dl_type=Other, num_workers=0))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])
+def test_processes_share_the_samplers_batches_without_overlap(sampler, world, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setattr(DistributedDL, "_broadcast", lambda self, t, rank: list(t))
+    targets = make_targets()
+    data = torch.utils.data.TensorDataset(torch.arange(600), torch.from_numpy(targets).float())
+
+    def rank(r):
+        dls = DataLoaders.from_dsets(data, data, bs=8, num_workers=0, device="cpu")
+        dl = DistributedDL(with_sampler(dls, sampler, targets).train, r, world, device="cpu")
+        drawn = [b[0].tolist() for b in dl]
+        assert len(drawn) == len(dl) and all(len(b) == 8 for b in drawn)
+        return drawn
+
+    together = np.concatenate([np.array(rank(r)) for r in range(world)], 1)  # the k-th batches of all processes
+    if sampler == "class_aware":
+        expected = batches(ClassAwareSampler(targets, 8 * world))
+    else:
+        drawn = RepeatFactorSampler(targets).indices()
+        expected = drawn[: len(drawn) // (8 * world) * 8 * world].reshape(-1, 8 * world)
+    assert (together == expected).all()
+
+
+# ---------------------------------------------------------------- resampling in a part of training
+
+
+class Drawn(Callback):
+    """Keeps what the epochs draw."""
+
+    run_valid = False
+
+    def before_fit(self):
+        self.epochs, self.shares = [], []
+
+    def before_train(self):
+        self.epochs.append([])
+
+    def after_batch(self):
+        self.epochs[-1] += self.learn.xb[0][:, 0].long().tolist()
+        self.shares.append(self.learn.pct_train)
+
+
+def index_learner(targets, sampler, bs=8):
+    """A learner whose inputs are the samples' indices."""
+    data = torch.utils.data.TensorDataset(
+        torch.arange(len(targets))[:, None].float(), torch.from_numpy(targets).float()
+    )
+    dls = DataLoaders.from_dsets(data, data, bs=bs, num_workers=0, device="cpu")
+    dls = dls if sampler is None else with_sampler(dls, sampler, targets)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, targets.shape[1]))
+    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), cbs=Drawn())
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "n_epoch", "expected"),
+    [(0, 0.8, 5, [1, 1, 1, 1, 0]), (0.8, 1, 5, [0, 0, 0, 0, 1]), (0, 0.5, 3, [1, 0, 0]), (0.25, 0.75, 4, [0, 1, 1, 0])],
+)
+def test_resampling_in_a_part_of_training(start, stop, n_epoch, expected):
+    targets = make_targets(200, counts=(100, 50, 20, 8, 2))
+    learn = index_learner(targets, "class_aware")
+    sampler = ClassAwareSampler(targets, 8)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(n_epoch, 0.0, cbs=ResampleCallback(start, stop))
+    drawn = learn.drawn.epochs
+    assert len(drawn) == n_epoch
+    sampled = iter(range(n_epoch))
+    for indices, on in zip(drawn, expected, strict=True):
+        if on:
+            assert indices == sampler.indices(next(sampled)).tolist()
+        else:
+            assert sorted(indices) == list(range(200))
+    # Epochs of different length: the schedules still run evenly from 0 to 1.
+    assert np.all(np.diff(learn.drawn.shares) > 0) and learn.drawn.shares[-1] == pytest.approx(1)
+    assert learn.dls.train.resample and len(learn.dls.train) == len(sampler) // 8
+
+
+def test_resampling_needs_a_sampler_and_shares_in_order():
+    learn = index_learner(make_targets(40, counts=(20, 4)), None)
+    with learn.no_bar(), pytest.raises(ValueError, match=r"TfmdDL, which has no sampler to switch.*with_sampler"):
+        learn.fit(1, cbs=ResampleCallback())
+    for start, stop in ((0.5, 0.5), (-0.1, 1), (0, 1.5)):
+        with pytest.raises(ValueError, match="0 <= start < stop <= 1"):
+            ResampleCallback(start, stop)
