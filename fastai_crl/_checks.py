@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["check_arguments", "check_batch", "choice", "plain", "require"]
+__all__ = ["check_arguments", "check_batch", "choice", "plain", "require", "whole_number"]
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")
+
+
+def whole_number(name: str, value: Any, least: int, rule: str, most: int | None = None) -> int:
+    """Return `value`, a whole number of any integer type, as an int.
+
+    Args:
+        name: of the argument, for the message.
+        value: what the user passed.
+        least: the smallest number allowed.
+        rule: what the argument must be, for the message.
+        most: the largest number allowed; None for no limit.
+
+    Raises:
+        ValueError: a bool, a float, text, or a number out of range.
+    """
+    try:
+        is_bool = str(getattr(value, "dtype", type(value).__name__)).endswith("bool")
+        number = None if is_bool else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        raise ValueError(f"{name}={value!r}: {rule}.")
+    return number
 
 
 def plain(x: Tensor) -> Tensor:

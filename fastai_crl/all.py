@@ -33,6 +33,7 @@ from fastai_crl.evaluate.tta import d4_tta
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.duplicates import duplicate_groups
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
@@ -64,6 +65,7 @@ __all__ = [
     "FolderReport",
     "GaussianNoise",
     "HPADataLoaders",
+    "ImageSet",
     "MacroF1",
     "MeanAP",
     "MeanAPByGroup",

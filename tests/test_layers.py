@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
@@ -52,6 +50,5 @@ def test_no_circles():
         edges = {(a, b) for a, b in edges if a not in tops}
 
 
-@pytest.mark.xfail(reason="the image wing's defaults are still those of HPA", strict=True)
 def test_only_data_and_synthetic_know_the_human_protein_atlas():
     assert {wing for _, wing, (to, *_) in imports() if to == "hpa"} <= {"data", "synthetic", "all"}

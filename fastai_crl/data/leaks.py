@@ -8,6 +8,7 @@ import pandas as pd
 
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.duplicates import check_distance, fingerprints, nearest
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import PATTERN
 
 from .annotations import filled
@@ -54,7 +55,8 @@ def find_leaks(
         firsts = [df[id_col].groupby(g).first() for df, g in ((train, a), (valid, b))]
         leaks += [("group", firsts[1][g], firsts[0][g], g) for g in sorted(set(a) & set(b))]
     if folder is not None and len(train) and len(valid):
-        a, b = (fingerprints(folder, df[id_col], channels, pattern, bits, progress) for df in (train, valid))
+        images = ImageSet(folder, channels, pattern, bits=bits)
+        a, b = (fingerprints(images, df[id_col], progress) for df in (train, valid))
         where, distance = nearest(b, a)
         for i in np.flatnonzero(distance <= max_distance):
             near = ("near", f"{distance[i]:.1%} of the hash differs")

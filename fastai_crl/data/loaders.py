@@ -16,8 +16,10 @@ import fastai_crl.images.show  # noqa: F401  (registers how fastai shows such ba
 from fastai_crl._checks import choice
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
-from fastai_crl.images.layout import PATTERN, check_folder, image_ids
-from fastai_crl.images.tensor import OpenMultiChannel, TensorMultiChannel
+from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
+from fastai_crl.images.layout import PATTERN
+from fastai_crl.images.open import OpenMultiChannel
+from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.samplers.loader import with_sampler
 from fastai_crl.samplers.repeat_factor import SAMPLERS
 
@@ -146,10 +148,10 @@ class HPADataLoaders(DataLoaders):
         if sampler is not None:
             choice("sampler", sampler, tuple(SAMPLERS))
         path = Path(path)
-        images = path / folder
-        channels = (channels,) if isinstance(channels, str) else tuple(channels)
+        images = ImageSet(path / folder, channels, pattern, size, bits=bits, stretch=stretch)
+        channels = images.channels
         check_tfms(item_tfms, batch_tfms, len(channels))
-        reader = OpenMultiChannel(channels, size, pattern, bits=bits, stretch=stretch)
+        reader = OpenMultiChannel.of(images)
         aug = make_tfms(batch_tfms, crop, size)
         df = read_csv(path / csv_fname, id_col, label_col, label_delim)
         labels = df.set_index(id_col)[label_col].map(lambda s: split_labels(s, label_delim))
@@ -158,7 +160,7 @@ class HPADataLoaders(DataLoaders):
         strata = list(labels) if stratify else None
         valid = valid_rows(df, id_col, valid_pct, seed, group_col, valid_col, fold_col, fold, strata)
         if check:
-            check_folder(images, df[id_col], channels, pattern, same_size=size is None)
+            images.check(df[id_col], same_size=size is None)
         if cache:
             place = None if cache is True else cache
             reader.cache = pack(
@@ -169,14 +171,14 @@ class HPADataLoaders(DataLoaders):
         splitter = IndexSplitter(valid)
         train = splitter(df)[0]
         if stats is not None:
-            prefixes = [images / i for i in df[id_col].iloc[list(train)]]
+            prefixes = [images.folder / i for i in df[id_col].iloc[list(train)]]
             aug.append(Normalize.from_stats(*make_stats(stats, channels, prefixes, reader, seed)))
         if len(train) < bs:
             kwargs.setdefault("drop_last", False)
         target = target_block(vocab, names, label_delim is not None)
         dblock = DataBlock(
             blocks=(_block(reader), target),
-            getters=[RowPrefix(images, id_col), RowLabels(label_col, label_delim)],
+            getters=[RowPrefix(images.folder, id_col), RowLabels(label_col, label_delim)],
             splitter=splitter,
             item_tfms=item_tfms,
             batch_tfms=aug,

@@ -14,8 +14,8 @@ from fastprogress.fastprogress import progress_bar
 
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
-from fastai_crl.images.layout import PATTERN, channel_files, found_ids
-from fastai_crl.images.tensor import open_channels
+from fastai_crl.images.image_set import ImageSet
+from fastai_crl.images.layout import PATTERN
 
 from .annotations import number_first, parse_csv, split_labels
 
@@ -102,8 +102,8 @@ class _Image:
     fingerprint: tuple[bytes, np.ndarray] | None = None
 
 
-def _inspect(prefix: Path, channels: tuple[str, ...], pattern: str, saturated: float, bits: int | None) -> _Image:
-    files = channel_files(prefix, channels, pattern)
+def _inspect(images: ImageSet, id_: str, saturated: float) -> _Image:
+    files, channels = images.files(id_), images.channels
     if not any(f.exists() for f in files):
         return _Image()
     image = _Image(histogram=np.zeros((len(channels), 256), np.int64))
@@ -111,7 +111,7 @@ def _inspect(prefix: Path, channels: tuple[str, ...], pattern: str, saturated: f
     for file, names in zip(files, [channels] if len(files) == 1 else [(c,) for c in channels], strict=True):
         channel = names[0] if len(names) == 1 else ""
         try:
-            opened = open_channels(prefix, names, pattern=pattern, bits=bits).numpy()
+            opened = images.with_(channels=names).open(id_).numpy()
         except FileNotFoundError:
             image.problems.append(("missing file", channel, file.name))
             continue
@@ -171,22 +171,23 @@ def check(
     check_distance(max_distance)
     if not 0 <= saturated <= 1:
         raise ValueError(f"saturated={saturated} must be a share of the pixels, 0 to 1.")
-    path, channels = Path(path), (channels,) if isinstance(channels, str) else tuple(channels)
+    path = Path(path)
+    images = ImageSet(path / folder, channels, pattern, bits=bits)
+    channels = images.channels
     df = None if csv_fname is None else parse_csv(path / csv_fname, id_col, label_col)
-    in_folder = found_ids(path / folder, channels, pattern)
+    in_folder = images.found_ids()
     problems, labels = ([], None) if df is None else _rows(df, id_col, label_col, label_delim, vocab)
     in_csv = [] if df is None else list(dict.fromkeys(i for i in df[id_col] if i.strip()))
     ids = list(dict.fromkeys([*in_csv, *in_folder]))
     if df is not None:
         problems += [("image without row", i, "", "") for i in sorted(set(in_folder) - set(in_csv))]
 
-    def inspect(i: str) -> _Image:
-        return _inspect(path / folder / i, channels, pattern, saturated, bits)
-
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
     with ThreadPoolExecutor() as pool:
-        images = pool.map(inspect, ids)
-        for i, image in zip(ids, progress_bar(images, len(ids), leave=False) if progress else images, strict=True):
+        inspected = pool.map(lambda i: _inspect(images, i, saturated), ids)
+        for i, image in zip(
+            ids, progress_bar(inspected, len(ids), leave=False) if progress else inspected, strict=True
+        ):
             if image.histogram is None:
                 problems.append(("row without image", i, "", ""))
                 continue

@@ -23,7 +23,7 @@ from fasttransform import Transform
 from fastai_crl._errors import offenders
 from fastai_crl.augment.presets import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
-from fastai_crl.images.tensor import OpenMultiChannel
+from fastai_crl.images.open import OpenMultiChannel
 
 __all__ = ["Stats", "check_tfms", "make_stats", "make_tfms"]
 

@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._errors import offenders
-from fastai_crl.images.layout import check_folder, image_ids, replace_file
+from fastai_crl.images.image_set import check_folder, image_ids
+from fastai_crl.images.layout import replace_file
 
 from .thresholds import threshold_in_use
 

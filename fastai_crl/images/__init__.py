@@ -2,14 +2,20 @@
 
 from .cache import Packed, pack
 from .duplicates import duplicate_groups
-from .layout import check_folder, image_ids
-from .tensor import OpenMultiChannel, TensorMultiChannel, open_channels
+from .image_set import ImageSet, check_folder, check_size, image_ids
+from .layout import CHANNELS, PATTERN
+from .open import OpenMultiChannel, open_channels
+from .tensor import TensorMultiChannel
 
 __all__ = [
+    "CHANNELS",
+    "PATTERN",
+    "ImageSet",
     "OpenMultiChannel",
     "Packed",
     "TensorMultiChannel",
     "check_folder",
+    "check_size",
     "duplicate_groups",
     "image_ids",
     "open_channels",

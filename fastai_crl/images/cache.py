@@ -26,10 +26,10 @@ from filelock import FileLock
 from PIL import Image
 
 from fastai_crl._errors import offenders
-from fastai_crl.hpa import HPA_CHANNELS
 
-from .layout import PATTERN, channel_files, check_folder, image_ids
-from .tensor import OpenMultiChannel, TensorMultiChannel
+from .image_set import ImageSet, Size
+from .layout import CHANNELS, PATTERN
+from .tensor import TensorMultiChannel
 
 __all__ = ["Packed", "pack"]
 
@@ -78,7 +78,8 @@ class Packed:
             self.images = np.load(self.store / _IMAGES, mmap_mode="r")
         except (ValueError, OSError, EOFError, KeyError) as e:
             raise ValueError(f"The packed cache {self.store} is unfinished, damaged or truncated ({e}). {fix}") from e
-        self.ids, self.channels, self._pattern, self._marks = tuple(ids), tuple(channels), pattern, rows
+        self.ids, self.channels, self._marks = tuple(ids), tuple(channels), rows
+        self._files = ImageSet(".", channels, pattern).files
         self._at = {str(self.folder / i): n for n, i in enumerate(ids)}
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class Packed:
     def get(self, prefix: str | Path) -> TensorMultiChannel | None:
         """Return a copy of the image folder/id, uint8 (C,H,W); None if it is not in the store as its files are now."""
         row = self._at.get(str(prefix))
-        if row is None or _fingerprint(channel_files(prefix, self.channels, self._pattern)) != self._marks[row]:
+        if row is None or _fingerprint(self._files(prefix)) != self._marks[row]:
             return None
         return TensorMultiChannel(torch.from_numpy(np.array(self.images[row])), channels=self.channels)
 
@@ -129,10 +130,10 @@ def _reopen(store: Path, folder: Path) -> Packed | None:
 
 def pack(
     path: str | Path,
-    size: int | tuple[int, int] | None = 256,
+    size: Size | None = 256,
     folder: str | Path = "train",
     ids: Iterable[str] | None = None,
-    channels: Sequence[str] = HPA_CHANNELS,
+    channels: Sequence[str] = CHANNELS,
     pattern: str = PATTERN,
     resample: int = Image.Resampling.BILINEAR,
     bits: int | None = None,
@@ -159,21 +160,21 @@ def pack(
     Raises what `check_folder` and `open_channels` raise, and OSError if the disk is, or gets, full: what is packed by
     then is kept.
     """
-    opener = OpenMultiChannel(channels, size, pattern, resample, bits, stretch)
     path, source = Path(path), Path(path) / folder
+    images = ImageSet(source, channels, pattern, size, resample, bits, stretch)
     cache = path / ".cache" if cache is None else Path(cache)
-    ids = sorted(image_ids(source, opener.channels, pattern) if ids is None else ids)
+    ids = sorted(images.ids() if ids is None else ids)
     if check:
-        check_folder(source, ids, opener.channels, pattern, same_size=size is None)
+        images.check(ids, same_size=size is None)
     if not ids:
         raise ValueError("ids is empty: pass the ids to pack, or None for all in the folder.")
-    shape = (len(ids), *opener(source / ids[0]).shape)
-    what = {"format": _FORMAT, "folder": os.path.relpath(source, cache), "shape": shape, "channels": opener.channels}
+    shape = (len(ids), *images.open(ids[0]).shape)
+    what = {"format": _FORMAT, "folder": os.path.relpath(source, cache), "shape": shape, "channels": images.channels}
     what |= {
         "pattern": pattern,
-        "resample": opener.resample,
-        "bits": opener.bits,
-        "stretch": opener.stretch,
+        "resample": images.resample,
+        "bits": images.bits,
+        "stretch": images.stretch,
         "ids": ids,
     }
     text = json.dumps(what)
@@ -182,7 +183,7 @@ def pack(
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / "lock"):
         try:
-            _fill(store, text, shape, opener, [source / i for i in ids], workers, progress)
+            _fill(store, text, shape, images, ids, workers, progress)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise
@@ -198,8 +199,8 @@ def _fill(
     store: Path,
     text: str,
     shape: tuple[int, ...],
-    opener: OpenMultiChannel,
-    prefixes: list[Path],
+    images: ImageSet,
+    ids: list[str],
     workers: int | None,
     progress: bool,
 ) -> None:
@@ -207,18 +208,18 @@ def _fill(
     each, header = int(np.prod(shape[1:])), io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     start = header.tell()
-    if not _intact(store, text, header.getvalue(), len(prefixes)):
+    if not _intact(store, text, header.getvalue(), len(ids)):
         (store / _IMAGES).write_bytes(header.getvalue())
-        np.save(store / _ROWS, np.zeros(len(prefixes), np.uint64))
+        np.save(store / _ROWS, np.zeros(len(ids), np.uint64))
         (store / _WHAT).write_text(text)
     marks = np.lib.format.open_memmap(store / _ROWS, mode="r+")
     marks[(os.path.getsize(store / _IMAGES) - start) // each :] = 0  # not yet written, or cut off
-    now = np.array([_fingerprint(channel_files(p, opener.channels, opener.pattern)) for p in prefixes], np.uint64)
+    now = np.array([_fingerprint(images.files(i)) for i in ids], np.uint64)
     todo = np.flatnonzero(marks != now)
     if not len(todo):
         return
     if stale := np.count_nonzero(marks[todo]):
-        print(f"{stale} of {len(prefixes)} images have changed since they were packed in {store}: packing them again.")
+        print(f"{stale} of {len(ids)} images have changed since they were packed in {store}: packing them again.")
     if (need := each * (len(todo) - stale)) > shutil.disk_usage(store).free:
         raise OSError(errno.ENOSPC, f"{need / 2**30:.3g} GiB are missing")
     marks[todo] = 0
@@ -226,11 +227,11 @@ def _fill(
     with open(store / _IMAGES, "r+b") as out, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
 
         def one(row: int) -> int:
-            x = opener(prefixes[row])
+            x = images.open(ids[row])
             if x.shape != shape[1:]:
                 raise ValueError(
-                    f"Image {prefixes[row]} has {tuple(x.shape[1:])} pixels, the first {shape[2:]}: pass size=, for "
-                    "instance size=256, to resize the images as they are read."
+                    f"Image {images.folder / ids[row]} has {tuple(x.shape[1:])} pixels, the first {shape[2:]}: pass "
+                    "size=, for instance size=256, to resize the images as they are read."
                 )
             with lock:
                 out.seek(start + row * each)

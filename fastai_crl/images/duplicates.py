@@ -13,10 +13,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fastai_crl.hpa import HPA_CHANNELS
-
-from .layout import PATTERN
-from .tensor import open_channels
+from .image_set import ImageSet
+from .layout import CHANNELS, PATTERN
 
 __all__ = ["Fingerprints", "check_distance", "cluster", "duplicate_groups", "fingerprint", "fingerprints", "nearest"]
 
@@ -45,29 +43,18 @@ def fingerprint(planes: np.ndarray) -> tuple[bytes, np.ndarray]:
     return digest.digest(), np.concatenate([phash(Image.fromarray(p)).hash.ravel() for p in planes])
 
 
-def fingerprints(
-    folder: str | Path,
-    ids: Iterable[str],
-    channels: Sequence[str] = HPA_CHANNELS,
-    pattern: str = PATTERN,
-    bits: int | None = None,
-    progress: bool = True,
-) -> Fingerprints:
-    """Read the images `ids` of `folder` and return their fingerprints, in the order of the ids.
+def fingerprints(images: ImageSet, ids: Iterable[str], progress: bool = True) -> Fingerprints:
+    """Read the images `ids`, at the size of their files, and return their fingerprints, in the order of the ids.
 
-    bits: depth of the data in 16-bit files, see `open_channels`.
-
-    Raises FileNotFoundError for a missing and ValueError for an unreadable file.
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: an unreadable one.
     """
-    ids = list(ids)
-
-    def read(i: str) -> tuple[bytes, np.ndarray]:
-        return fingerprint(open_channels(Path(folder) / i, channels, pattern=pattern, bits=bits).numpy())
-
+    ids, images = list(ids), images.with_(size=None)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(read, ids)
+        found = pool.map(lambda i: fingerprint(images.open(i).numpy()), ids)
         found = list(progress_bar(found, len(ids), leave=False) if progress else found)
-    return [d for d, _ in found], np.array([b for _, b in found], bool).reshape(len(ids), 64 * len(channels))
+    return [d for d, _ in found], np.array([b for _, b in found], bool).reshape(len(ids), 64 * len(images.channels))
 
 
 def _signs(bits: np.ndarray) -> np.ndarray:
@@ -115,9 +102,9 @@ def nearest(prints: Fingerprints, among: Fingerprints) -> tuple[np.ndarray, np.n
 
 
 def duplicate_groups(
-    folder: str | Path,
+    folder: str | Path | ImageSet,
     ids: Iterable[str],
-    channels: Sequence[str] = HPA_CHANNELS,
+    channels: Sequence[str] = CHANNELS,
     pattern: str = PATTERN,
     max_distance: float = 0.03,
     bits: int | None = None,
@@ -128,14 +115,23 @@ def duplicate_groups(
     Every file is read. The perceptual hash (ImageHash's `phash`, per channel) sees through noise, compression, mild
     changes of brightness and size; not through turns, flips, or crops.
 
-    max_distance: largest share of the hash's bits that differ, 0 to below 0.5. 0.03 is 7 of the 256 bits of four
-        channels; different single cells of the Human Protein Atlas differ in 22 or more, the same one compressed or
-        with noise in up to 6.
-    bits: depth of the data in 16-bit files, see `open_channels`.
+    Args:
+        folder: of the images, or an `ImageSet`, which says all that `channels`, `pattern` and `bits` do.
+        ids: of the images.
+        channels: see `ImageSet`.
+        pattern: see `ImageSet`.
+        max_distance: largest share of the hash's bits that differ, 0 to below 0.5. 0.03 is 7 of the 256 bits of four
+            channels; different single cells of the Human Protein Atlas differ in 22 or more, the same one compressed
+            or with noise in up to 6.
+        bits: see `ImageSet`.
+        progress: show a progress bar.
 
-    Raises FileNotFoundError for a missing file, ValueError for an unreadable one or max_distance out of range.
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: an unreadable one, or max_distance out of range.
     """
     check_distance(max_distance)
     ids = list(ids)
-    groups = cluster(fingerprints(folder, ids, channels, pattern, bits, progress), max_distance)
+    images = folder if isinstance(folder, ImageSet) else ImageSet(folder, channels, pattern, bits=bits)
+    groups = cluster(fingerprints(images, ids, progress), max_distance)
     return pd.Series(groups, index=pd.Index(ids, name="id"), name="group")

@@ -1,36 +1,35 @@
-"""Image files of multi-channel images: name them, list the ids of a folder, check them before training."""
+"""How the files of multi-channel images are named: patterns, channels, and the ids that a folder's files make."""
 
 import os
 import re
-from collections import Counter
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from numbers import Integral
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
-from fastcore.foundation import L
-from fastprogress.fastprogress import progress_bar
-
 from fastai_crl._errors import offenders
-from fastai_crl.hpa import HPA_CHANNELS
-
-from .readers import header
 
 __all__ = [
+    "CHANNELS",
     "PATTERN",
-    "channel_files",
-    "check_folder",
+    "check_channels",
     "check_pattern",
-    "found_ids",
-    "image_ids",
+    "file_names",
+    "listing",
+    "match_ids",
     "replace_file",
 ]
 
+# The names of channels where none are given, in the order of the tensor.
+CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"
 
-# Files that can hold any number of channels; PNG and JPEG hold grey or RGB.
-_TIFF = (".tif", ".tiff", ".tif.gz", ".tiff.gz")
+# Files of which one holds grey or RGB, and no other number of channels.
+_FEW_CHANNELS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_APPLE_DOUBLE = "._"  # macOS keeps what other disks cannot hold in a second file of that name
 
 
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
@@ -40,35 +39,84 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     os.replace(part, file)
 
 
-def channel_files(prefix: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> list[Path]:
-    """Return the files of image `prefix` = folder/id: one per channel, in the order of `channels`, or one for all."""
-    prefix = Path(prefix)
-    return [prefix.with_name(name) for name in _file_names(prefix.name, channels, pattern)]
+# ---------------------------------------------------------------- what a user passes
 
 
-def _file_names(id_: str, channels: Sequence[str], pattern: str) -> list[str]:
-    return [pattern.format(id=id_, channel=c) for c in (channels if "{channel}" in pattern else channels[:1])]
+def check_channels(channels: Sequence[str | int] | str | int) -> tuple[str, ...]:
+    """Return the names of channels: a lone one is one channel, and whole numbers become text, as in file names.
+
+    Raises:
+        ValueError: no channel, one given twice, or a name that cannot be part of a file name.
+    """
+    given = tuple(channels) if isinstance(channels, Iterable) and not isinstance(channels, str) else (channels,)
+    if bad := [c for c in given if not _names_channel(c)]:
+        fix = "They are part of the files' names: give text without a slash, or whole numbers."
+        raise ValueError(offenders("channels= holds what names no channel", list(map(repr, bad)), fix))
+    names = tuple(map(str, given))
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"channels={names} must name at least one channel, and none of them twice.")
+    return names
+
+
+def _names_channel(channel: Any) -> bool:
+    if isinstance(channel, str):
+        return bool(channel) and not set(channel) & set("/\0")
+    return isinstance(channel, Integral) and not isinstance(channel, bool)
 
 
 def check_pattern(channels: Sequence[str], pattern: str) -> None:
     """Raise ValueError unless `pattern` is a file name holding {id}, and {channel} where no file holds all channels.
 
-    Without {channel} one file holds all channels: a TIFF (.tif, .tiff, also .gz) any number, others 1 or 3 (RGB).
+    Without {channel} one file holds all channels: a PNG, JPEG or the like 1 or 3 (RGB), others any number.
     """
-    if "{id}" not in pattern or "/" in pattern:
-        raise ValueError(f"pattern={pattern!r} must be a file name with {{id}} and {{channel}}, such as {PATTERN!r}.")
-    if "{channel}" not in pattern and not pattern.lower().endswith(_TIFF) and len(channels) not in (1, 3):
+    try:
+        parts = list(Formatter().parse(pattern))
+    except (TypeError, ValueError):  # no text, or a brace alone
+        parts = []
+    fields = [field for _, field, _, _ in parts if field is not None]
+    plain = all(not spec and not conversion for _, _, spec, conversion in parts)
+    if "id" not in fields or not set(fields) <= {"id", "channel"} or not plain or "/" in pattern:
+        raise ValueError(
+            f"pattern={pattern!r} must be a file name with {{id}} and {{channel}}, and no other field, such as "
+            f"{PATTERN!r}."
+        )
+    if "channel" not in fields and pattern.lower().endswith(_FEW_CHANNELS) and len(channels) not in (1, 3):
         raise ValueError(
             f"pattern={pattern!r} is one file for {len(channels)} channels: only a TIFF holds so many. Use a name with "
             f"{{channel}} for one file per channel, such as {PATTERN!r}, or a TIFF, such as '{{id}}.tif'."
         )
-    if not channels or len(set(channels)) < len(channels):
-        raise ValueError(f"channels={tuple(channels)} must name at least one channel, and none of them twice.")
 
 
-def _listing(folder: Path) -> set[str]:
+# ---------------------------------------------------------------- names and ids
+
+
+def file_names(id_: str, channels: Sequence[str], pattern: str) -> list[str]:
+    """Return the names of the files of one image: one per channel, or one for all if `pattern` has no {channel}."""
+    if "{channel}" not in pattern:
+        return [pattern.format(id=id_)]
+    return [pattern.format(id=id_, channel=c) for c in channels]
+
+
+def listing(folder: Path, subfolders: bool = False) -> set[str]:
+    """Return what lies in `folder`, as paths below it; with `subfolders` also what lies in those.
+
+    Raises:
+        FileNotFoundError: the folder is missing or empty.
+    """
+    names: set[str] = set()
+    seen, todo = set(), [""]
     try:
-        names = {e.name for e in os.scandir(folder)}
+        while todo:
+            below = todo.pop()
+            for entry in os.scandir(folder / below):
+                if entry.name.startswith(_APPLE_DOUBLE):
+                    continue
+                names.add(below + entry.name)
+                if subfolders and entry.is_dir():
+                    stat = entry.stat()  # links can lead round in a circle
+                    if (stat.st_dev, stat.st_ino) not in seen:
+                        seen.add((stat.st_dev, stat.st_ino))
+                        todo.append(f"{below}{entry.name}/")
     except (FileNotFoundError, NotADirectoryError) as e:
         raise FileNotFoundError(f"Image folder {folder} does not exist: pass the folder of the image files.") from e
     if not names:
@@ -76,103 +124,70 @@ def _listing(folder: Path) -> set[str]:
     return names
 
 
-def _missing(names: list[str], folder: Path, pattern: str) -> FileNotFoundError:
-    fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {pattern!r})."
-    return FileNotFoundError(offenders(f"Missing channel files in {folder}", names, fix))
+def _fields(pattern: str) -> list[tuple[str, str | None]]:
+    """Return the parts of `pattern`: each a text, and the field that follows it, if any."""
+    return [(text, field) for text, field, _, _ in Formatter().parse(pattern)]
 
 
-def found_ids(folder: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> list[str]:
-    """Return the sorted ids of which `folder` holds at least one file, all channels or not; perhaps none.
+def _rule(channels: Iterable[str], pattern: str) -> re.Pattern[str]:
+    """Return what a file's name must match; the id is the shortest that fits, so that a longer channel wins."""
+    groups = {"id": "(?P<id>[^/]+?)", "channel": f"(?P<channel>{'|'.join(map(re.escape, channels))})"}
+    rule = "(?P<folder>(?:.*/)?)"
+    for text, field in _fields(pattern):
+        rule += re.escape(text)
+        if field is not None:
+            rule += groups[field]
+            groups[field] = f"(?P={field})"
+    return re.compile(rule, re.DOTALL)
 
-    Raises FileNotFoundError if the folder is missing or empty.
+
+def match_ids(names: Iterable[str], channels: Sequence[str], pattern: str) -> list[str]:
+    """Return the sorted ids of which `names` hold at least one file, all channels or not.
+
+    A name can have two readings: w0_far_red.png is the channel "red" of the image w0_far, or the channel "far_red",
+    which nobody asked for, of the image w0. The second holds where every image has such a file, and none with all
+    channels of its own; the first elsewhere. A warning tells what was decided where files alone cannot tell.
     """
-    check_pattern(channels, pattern)
-    # The shortest id that fits, so that of the channels "red" and "far_red" the longer name wins.
-    rule = re.escape(pattern).replace(r"\{id\}", "(.+?)", 1)
-    rule = re.compile(rule.replace(r"\{channel\}", f"(?:{'|'.join(map(re.escape, channels))})", 1))
-    return sorted({m[1] for m in map(rule.fullmatch, _listing(Path(folder))) if m})
-
-
-def image_ids(folder: str | Path, channels: Sequence[str] = HPA_CHANNELS, pattern: str = PATTERN) -> L:
-    """Return the sorted ids (file names without channel and suffix) of the images in `folder`, an `L` of str.
-
-    Files that do not fit `pattern` with one of `channels` are ignored.
-
-    Raises FileNotFoundError if the folder is missing or empty, no file fits, or an id lacks a channel (names the file).
-    """
-    folder = Path(folder)
-    ids, names = found_ids(folder, channels, pattern), _listing(folder)
-    if not ids:
-        raise FileNotFoundError(
-            f"No file in {folder} fits pattern={pattern!r} with channels {', '.join(channels)}; it holds for instance "
-            f"{min(names)}. Pass the right pattern and channels."
+    found: dict[str, set[str]] = defaultdict(set)
+    for match in filter(None, map(_rule(channels, pattern).fullmatch, names)):
+        found[match["folder"] + match["id"]].add(match.groupdict().get("channel", ""))
+    doubtful = _doubtful(found, pattern)
+    if not doubtful:
+        return sorted(found)
+    images = len(found) - len({i for pairs in doubtful.values() for i in pairs})
+    left_out: list[str] = []
+    for pairs in doubtful.values():
+        own = set().union(*(found[i] for i in pairs))
+        if len(set(pairs.values()) - {i for p in doubtful.values() for i in p}) == images and (
+            len(channels) == 1 or own < set(channels)
+        ):
+            left_out += pairs
+    if left_out:
+        fix = "If they are images, pass their ids."
+        warnings.warn(
+            offenders("Taken for further channels of other images, not for images", left_out, fix), stacklevel=3
         )
-    wanted = (name for i in ids for name in _file_names(i, channels, pattern))
-    if missing := [n for n in wanted if n not in names]:
-        raise _missing(missing, folder, pattern)
-    return L(ids)
+    elif len(channels) == 1:
+        kept = [i for pairs in doubtful.values() for i in pairs]
+        fix = "If they are further channels of other images, pass the ids of the images."
+        warnings.warn(offenders("Taken for images", kept, fix), stacklevel=3)
+    return sorted(set(found) - set(left_out))
 
 
-def _probe(files: list[str], n: int) -> tuple[list[tuple[int, int]], list[str]]:
-    """Return (height, width) of the readable `files` of `n` channels, and the names of the others with the reason."""
-    sizes, damaged = [], []
-    for file in files:
-        try:
-            sizes.append(header(file, n))
-        except (ValueError, OSError) as e:
-            damaged.append(f"{os.path.basename(file)} ({e})")
-    return sizes, damaged
-
-
-def check_folder(
-    folder: str | Path,
-    ids: Iterable[str] | None = None,
-    channels: Sequence[str] = HPA_CHANNELS,
-    pattern: str = PATTERN,
-    same_size: bool = False,
-) -> Counter:
-    """Check the image files of `ids` (default: all in the folder) without decoding them; return (height, width) counts.
-
-    Existence is checked against one listing of the folder, sizes and numbers of channels are read from the headers, a
-    PNG or JPEG is also looked at for its end mark, a gzipped file is unzipped. More than 5,000 ids show a progress bar.
-
-    Raises FileNotFoundError for a missing or empty folder or missing channel files; ValueError for duplicate ids,
-    unreadable or truncated files, channels of one id that differ in size, and, with `same_size=True`, ids that differ
-    in size. Each message names up to five offenders, their number, and the fix.
-    """
-    folder = Path(folder)
-    ids = list(image_ids(folder, channels, pattern) if ids is None else ids)
-    check_pattern(channels, pattern)
-    names = _listing(folder)
-    if twice := [i for i, n in Counter(ids).items() if n > 1]:
-        raise ValueError(offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows."))
-    parts = [os.path.split(i) for i in ids]  # strings, not Path: this runs a hundred thousand times
-    wanted = [[os.path.join(d, name) for name in _file_names(n, channels, pattern)] for d, n in parts]
-    missing = [f for w in wanted for f in w if f not in names]
-    # An id such as "plate1/a" lies in a subfolder, out of reach of the listing.
-    if missing := [f for f in missing if not (os.path.dirname(f) and (folder / f).exists())]:
-        raise _missing(missing, folder, pattern)
-    damaged, odd, sizes = [], [], []
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        each = len(channels) if "{channel}" not in pattern else 1
-        probes = pool.map(_probe, [[os.path.join(folder, f) for f in w] for w in wanted], repeat(each))
-        if len(ids) > 5000:
-            probes = progress_bar(probes, len(ids), leave=False)
-        for i, (hw, bad) in zip(ids, probes, strict=True):
-            damaged += bad
-            sizes += hw[:1]
-            if len(set(hw)) > 1:
-                odd.append(f"{i} ({', '.join(f'{c} {h}x{w}' for c, (h, w) in zip(channels, hw, strict=False))})")
-    if damaged:
-        fix = "Replace the files or leave their ids out."
-        raise ValueError(offenders(f"Unreadable or truncated image files in {folder}", damaged, fix))
-    if odd:
-        fix = "The channels of one image must have the same size: replace the odd file or leave the id out."
-        raise ValueError(offenders(f"Channels of different size in {folder}", odd, fix))
-    if same_size and len(set(sizes)) > 1:
-        first: dict[tuple[int, int], str] = {}
-        for i, s in zip(ids, sizes, strict=True):
-            first.setdefault(s, i)
-        fix = "A batch needs one size: pass size=, for instance size=256, to resize the images as they are read."
-        raise ValueError(offenders("Images of different size", [f"{i} {h}x{w}" for (h, w), i in first.items()], fix))
-    return Counter(sizes)
+def _doubtful(found: Iterable[str], pattern: str) -> dict[str, dict[str, str]]:
+    """Return the ids that may be another id with the begin of a longer channel: by that begin, {id: the other id}."""
+    fields = [(text, field) for text, field in _fields(pattern) if field is not None]
+    if [field for _, field in fields] not in (["id", "channel"], ["channel", "id"]):
+        return {}
+    between, first = fields[1][0], fields[0][1] == "id"
+    doubtful: dict[str, dict[str, str]] = defaultdict(dict)
+    found = set(found)
+    for i in found:
+        folder, name = os.path.split(i)
+        for at in range(1, len(name) - len(between)):
+            if name.startswith(between, at):
+                left, right = name[:at], name[at + len(between) :]
+                other, more = (left, right) if first else (right, left)
+                if (other := os.path.join(folder, other)) in found:
+                    doubtful[more][i] = other
+    return doubtful

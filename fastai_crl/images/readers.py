@@ -18,6 +18,8 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from fastai_crl._checks import whole_number
+
 __all__ = ["check_intensity", "header", "read_planes"]
 
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
@@ -46,17 +48,22 @@ def check_intensity(
     bits: int | None, stretch: float | Sequence[float] | None
 ) -> tuple[int | None, tuple[float, float] | None]:
     """Return `bits` and `stretch` as (lo, hi), or raise ValueError for values out of range (see `read_planes`)."""
-    if bits is not None and (isinstance(bits, bool) or bits not in range(9, 17)):
-        raise ValueError(f"bits={bits!r}: the depth of data in 16-bit files is 9 to 16 bits, or None for their own.")
+    if bits is not None:
+        bits = whole_number(
+            "bits", bits, 9, "the depth of data in 16-bit files is 9 to 16 bits, or None for their own", 16
+        )
     if stretch is None:
         return bits, None
-    pair = (100 - stretch, stretch) if isinstance(stretch, (int, float)) else tuple(stretch)
-    if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 100:
+    try:
+        pair = [float(v) for v in ((100 - stretch, stretch) if np.ndim(stretch) == 0 else stretch)]
+    except (TypeError, ValueError):
+        pair = []
+    if isinstance(stretch, bool) or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 100:
         raise ValueError(
             f"stretch={stretch!r}: give two percentiles 0 <= lo < hi <= 100, or one in (50, 100], such as 99.5 for "
             "(0.5, 99.5)."
         )
-    return bits, (float(pair[0]), float(pair[1]))
+    return bits, (pair[0], pair[1])
 
 
 # ---------------------------------------------------------------- formats

@@ -1,21 +1,15 @@
-"""Multi-channel images as one tensor: opened from their files, N channels shown as a colour picture."""
+"""Multi-channel images as one tensor, whose N channels are shown as a colour picture."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fastai.torch_core import TensorImage, show_image
-from fasttransform import DisplayedTransform
-from PIL import Image
 
-from fastai_crl.hpa import HPA_CHANNELS
+from .layout import CHANNELS
 
-from .layout import PATTERN, channel_files, check_pattern
-from .readers import check_intensity, read_planes
-
-__all__ = ["OpenMultiChannel", "TensorMultiChannel", "open_channels"]
+__all__ = ["TensorMultiChannel"]
 
 # Additive display colours; yellow feeds red and green, as in the pictures the Human Protein Atlas publishes.
 _COLORS = {
@@ -93,14 +87,22 @@ def _names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
     """Return names for `n` channels: those given if they fit, else the standard ones (a slice keeps old names)."""
     if names is not None and len(names) == n:
         return tuple(names)
-    return ("gray",) if n == 1 else (HPA_CHANNELS + tuple(f"channel {i}" for i in range(4, n)))[:n]
+    return ("gray",) if n == 1 else (CHANNELS + tuple(f"channel {i}" for i in range(4, n)))[:n]
 
 
 def _position(channel: str | int, names: tuple[str, ...]) -> int:
     if channel in names:
         return names.index(channel)
-    if isinstance(channel, int) and -len(names) <= channel < len(names):
-        return channel % len(names)
+    if not isinstance(channel, str):
+        inside = -len(names) <= channel < len(names)
+        named = names.index(str(channel)) if str(channel) in names else None
+        if inside and named not in (None, channel % len(names)):
+            raise ValueError(
+                f"channel {channel} is both the name of one and the position of another of {', '.join(names)}: pass "
+                f"its name as text, '{channel}' or '{names[channel]}'."
+            )
+        if inside or named is not None:
+            return channel % len(names) if inside else named
     raise ValueError(f"There is no channel {channel!r}: the image has {', '.join(names)}.")
 
 
@@ -125,74 +127,3 @@ def _to_unit(x: torch.Tensor) -> np.ndarray:
         return img
     lo, hi = img.min((1, 2), keepdims=True), img.max((1, 2), keepdims=True)
     return (img - lo) / np.maximum(hi - lo, 1e-6)
-
-
-# ---------------------------------------------------------------- opening
-
-
-def open_channels(
-    prefix: str | Path,
-    channels: Sequence[str] = HPA_CHANNELS,
-    size: int | tuple[int, int] | None = None,
-    pattern: str = PATTERN,
-    resample: int = Image.Resampling.BILINEAR,
-    bits: int | None = None,
-    stretch: float | tuple[float, float] | None = None,
-) -> TensorMultiChannel:
-    """Read the image `prefix` = folder/id as uint8 (C,H,W), intensities 0..255.
-
-    Its files are folder/`pattern`: one per channel, or, for a pattern without {channel}, one that holds all channels in
-    the order of `channels` (pages, or first or last axis, of a TIFF; RGB). 8-bit files keep their values, 16-bit files
-    are scaled by their bit depth (65535 becomes 255), one channel saved in colour is reduced by the maximum of its
-    bands. Each channel is resized on its own to `size`, an int for a square or (height, width); None keeps the size of
-    the files.
-
-    bits: depth of the data in 16-bit files, for instance 12: 4095 becomes 255. Default: the file's own.
-    stretch: percentiles (lo, hi), or one number p for (100−p, p), that become 0 and 255 in each channel of each image.
-        Default: true brightness. See `readers.read_planes`.
-
-    Raises FileNotFoundError for a missing file and ValueError for one that is damaged, truncated, of floating point
-    pixels, of other channels, or of another size than the first channel; each names the file.
-    """
-    bits, stretch = check_intensity(bits, stretch)
-    hw = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
-    files = channel_files(prefix, channels, pattern)
-    planes = [read_planes(f, len(channels) // len(files), hw, resample, bits, stretch) for f in files]
-    for f, p in zip(files, planes, strict=True):
-        if p.shape != planes[0].shape:
-            raise ValueError(
-                f"Image file {f} is {p.shape[1]}x{p.shape[2]} but {files[0].name} is "
-                f"{planes[0].shape[1]}x{planes[0].shape[2]}: the channels of one image must have the same size."
-            )
-    return TensorMultiChannel(torch.from_numpy(np.concatenate(planes)), channels=tuple(channels))
-
-
-class OpenMultiChannel(DisplayedTransform):
-    """Transform from a path prefix folder/id to a uint8 `TensorMultiChannel`; arguments as for `open_channels`.
-
-    cache: a `pack.Packed` made with the same arguments; images that it does not hold are read from their files.
-    """
-
-    input_types = (str, Path)
-
-    def __init__(
-        self,
-        channels: Sequence[str] = HPA_CHANNELS,
-        size: int | tuple[int, int] | None = None,
-        pattern: str = PATTERN,
-        resample: int = Image.Resampling.BILINEAR,
-        bits: int | None = None,
-        stretch: float | tuple[float, float] | None = None,
-        cache: Any = None,
-    ):
-        super().__init__()
-        self.channels = (channels,) if isinstance(channels, str) else tuple(channels)
-        check_pattern(self.channels, pattern)
-        self.bits, self.stretch = check_intensity(bits, stretch)
-        self.size, self.pattern, self.resample, self.cache = size, pattern, int(resample), cache
-
-    def encodes(self, o: str | Path):
-        x = self.cache.get(o) if self.cache is not None else None
-        if x is None:
-            x = open_channels(o, self.channels, self.size, self.pattern, self.resample, self.bits, self.stretch)
-        return x

@@ -11,8 +11,8 @@ from PIL import Image
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.data.report import check
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.images.layout import image_ids
-from fastai_crl.images.tensor import open_channels
+from fastai_crl.images.image_set import image_ids
+from fastai_crl.images.open import open_channels
 
 
 def listed(report) -> set[tuple[str, str, str, str]]:

@@ -29,13 +29,14 @@ from torch import nn
 
 import fastai_crl.data.cached_loader
 import fastai_crl.images.cache
-import fastai_crl.images.tensor
+import fastai_crl.images.image_set
 from fastai_crl.data.cached_loader import PackedDL
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
-from fastai_crl.images.layout import image_ids
-from fastai_crl.images.tensor import TensorMultiChannel, open_channels
+from fastai_crl.images.image_set import image_ids
+from fastai_crl.images.open import open_channels
+from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.samplers.loader import SampledDL, with_sampler
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -56,13 +57,13 @@ def root(hpa, tmp_path) -> Path:
 @pytest.fixture
 def decoded(monkeypatch) -> list[Path]:
     """The files that are decoded."""
-    files, read = [], fastai_crl.images.tensor.read_planes
+    files, read = [], fastai_crl.images.image_set.read_planes
 
     def spy(file, *args):
         files.append(file)
         return read(file, *args)
 
-    monkeypatch.setattr(fastai_crl.images.tensor, "read_planes", spy)
+    monkeypatch.setattr(fastai_crl.images.image_set, "read_planes", spy)
     return files
 
 
@@ -206,8 +207,8 @@ def test_bad_arguments(root):
 
 def slowly(root: Path, delay: float, most: int) -> None:
     """In a process of its own: pack with two threads, each file taking `delay` seconds, no file beyond `most` bytes."""
-    read = fastai_crl.images.tensor.read_planes
-    fastai_crl.images.tensor.read_planes = lambda *args: time.sleep(delay) or read(*args)
+    read = fastai_crl.images.image_set.read_planes
+    fastai_crl.images.image_set.read_planes = lambda *args: time.sleep(delay) or read(*args)
     fastai_crl.images.cache._MARK_EVERY = 2
     if most:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastai_crl.images import duplicates
 from fastai_crl.images.duplicates import cluster, duplicate_groups, fingerprint, nearest
-from fastai_crl.images.tensor import open_channels
+from fastai_crl.images.open import open_channels
 
 
 def prints(rows: list[tuple[int, int]]) -> tuple[list[bytes], np.ndarray]:

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastai_crl.images.layout import channel_files, check_folder, check_pattern, image_ids
+from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
+from fastai_crl.images.layout import check_pattern
+from fastai_crl.images.open import OpenMultiChannel, open_channels
 from fastai_crl.images.readers import check_intensity, header, read_planes
-from fastai_crl.images.tensor import OpenMultiChannel, open_channels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -241,7 +242,7 @@ def test_bad_bits(bits):
 
 
 def test_a_pattern_without_channel_is_one_file(tmp_path):
-    assert channel_files("d/x", CHANNELS, "{id}.tif.gz") == [Path("d/x.tif.gz")]
+    assert ImageSet("d", CHANNELS, "{id}.tif.gz").files("x") == [Path("d/x.tif.gz")]
     check_pattern(CHANNELS, "{id}.TIFF")
     check_pattern(("r", "g", "b"), "{id}.png")
     for pattern in ("{id}.png", "{id}.jpg"):

@@ -13,8 +13,9 @@ from fastcore.foundation import L
 from PIL import Image
 
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.images.layout import channel_files, check_folder, image_ids
-from fastai_crl.images.tensor import OpenMultiChannel, TensorMultiChannel, open_channels
+from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
+from fastai_crl.images.open import OpenMultiChannel, open_channels
+from fastai_crl.images.tensor import TensorMultiChannel
 
 FIELDS = Path(__file__).parents[3] / "shared" / "data" / "hpa_fields"
 
@@ -57,7 +58,7 @@ def test_reads_every_channel_exactly_and_in_order(tmp_path):
 
 
 def test_channel_files_follow_the_pattern(tmp_path):
-    assert channel_files("d/x", ("a", "b"), "{channel}-{id}.tif") == [Path("d/a-x.tif"), Path("d/b-x.tif")]
+    assert ImageSet("d", ("a", "b"), "{channel}-{id}.tif").files("x") == [Path("d/a-x.tif"), Path("d/b-x.tif")]
     planes = noise(2)
     for c, p in zip(("a", "b"), planes, strict=True):
         Image.fromarray(p).save(tmp_path / f"{c}-x.tif")
@@ -289,7 +290,7 @@ def test_image_ids_when_one_channel_name_ends_in_another(tmp_path):
 def test_image_ids_with_another_pattern(tmp_path):
     for c in "xy":
         Image.fromarray(noise(1)[0]).save(tmp_path / f"{c}.w(1).a+b.png")
-    assert list(image_ids(tmp_path, "xy", "{channel}.w(1).{id}.png")) == ["a+b"]
+    assert list(image_ids(tmp_path, ("x", "y"), "{channel}.w(1).{id}.png")) == ["a+b"]
 
 
 def test_image_ids_name_the_missing_file(tmp_path):

@@ -1,0 +1,253 @@
+"""The image files of a data set as one value: where they lie, how they are named, and how their pixels are read."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastcore.foundation import L
+from fastprogress.fastprogress import progress_bar
+from PIL import Image
+
+from fastai_crl._checks import whole_number
+from fastai_crl._errors import offenders
+
+from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
+from .readers import check_intensity, header, read_planes
+from .tensor import TensorMultiChannel
+
+__all__ = ["ImageSet", "check_folder", "check_size", "image_ids"]
+
+Size = int | tuple[int, int]
+
+
+def check_size(size: Size | Sequence[int] | None, name: str = "size") -> tuple[int, int] | None:
+    """Return a size as (height, width), or None for None.
+
+    Args:
+        size: one whole number, of any integer type, for a square; or two.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: other than one or two whole numbers above 0.
+    """
+    if size is None:
+        return None
+    rule = "give a whole number of pixels above 0 for a square, or two, (height, width)"
+    try:
+        sides = [size] if isinstance(size, str | bytes) or np.ndim(size) == 0 else list(size)
+    except (TypeError, ValueError):
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError(f"{name}={size!r}: {rule}.")
+    sides = [whole_number(name, side, 1, rule) for side in sides]
+    return sides[0], sides[-1]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of a folder: where their files lie, how they are named, and how their pixels are read.
+
+    Its files are folder/`pattern` with the id and the name of a channel filled in: one per channel, or, for a pattern
+    without {channel}, one that holds all channels in the order of `channels`. An id such as "plate1/a" lies in a
+    sub-folder. The values are checked when it is made; `with_` makes another with some of them changed.
+
+    Args:
+        folder: of the image files.
+        channels: names, in the order of the tensor; whole numbers become text, a lone name is one channel.
+        pattern: name of the files, with {id} and {channel}.
+        size: (height, width), or one number for a square, to which each channel is resized on its own as it is read;
+            None keeps the size of the files.
+        resample: how, one of `PIL.Image.Resampling`.
+        bits: depth of the data in 16-bit files, 9 to 16; None: the files' own.
+        stretch: percentiles (lo, hi), or one number p for (100-p, p), that become 0 and 255 in each channel of each
+            image; None: true brightness.
+
+    Raises:
+        ValueError: a value out of range; names the value, the rule and the fix.
+    """
+
+    folder: str | Path
+    channels: Sequence[str] = CHANNELS
+    pattern: str = PATTERN
+    size: Size | None = None
+    resample: int = Image.Resampling.BILINEAR
+    bits: int | None = None
+    stretch: float | tuple[float, float] | None = None
+
+    def __post_init__(self):
+        channels = check_channels(self.channels)
+        check_pattern(channels, self.pattern)
+        ways = ", ".join(f"{r.value} {r.name.lower()}" for r in Image.Resampling)
+        resample = whole_number("resample", self.resample, 0, f"give one of {ways}", max(Image.Resampling))
+        bits, stretch = check_intensity(self.bits, self.stretch)
+        checked = {"folder": Path(self.folder), "channels": channels, "size": check_size(self.size)}
+        checked |= {"resample": resample, "bits": bits, "stretch": stretch}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def with_(self, **changes: Any) -> "ImageSet":
+        """Return the same with other values for some of its arguments."""
+        return replace(self, **changes)
+
+    @property
+    def per_file(self) -> int:
+        """The number of channels that one file holds."""
+        return 1 if "{channel}" in self.pattern else len(self.channels)
+
+    def found_ids(self, subfolders: bool = False) -> list[str]:
+        """Return the sorted ids of which the folder holds at least one file, all channels or not; perhaps none.
+
+        Args:
+            subfolders: look into sub-folders too; such an id is "plate1/a".
+
+        Raises:
+            FileNotFoundError: the folder is missing or empty.
+        """
+        return match_ids(listing(self.folder, subfolders), self.channels, self.pattern)
+
+    def ids(self, subfolders: bool = False) -> L:
+        """Return the sorted ids of the images in the folder, an `L` of str.
+
+        Files that do not fit the pattern with one of the channels are ignored, as are the files ._NAME that macOS
+        leaves on other disks. Of the channel "red", w0_far_red.png is no image w0_far beside an image w0 (see
+        `layout.match_ids`).
+
+        Args:
+            subfolders: look into sub-folders too; such an id is "plate1/a".
+
+        Raises:
+            FileNotFoundError: the folder is missing or empty, no file fits, or an id lacks a channel (names the file).
+        """
+        names = listing(self.folder, subfolders)
+        ids = match_ids(names, self.channels, self.pattern)
+        if not ids:
+            raise FileNotFoundError(
+                f"No file in {self.folder} fits pattern={self.pattern!r} with channels {', '.join(self.channels)}; it "
+                f"holds for instance {min(names)}. Pass the right pattern and channels, or subfolders=True."
+            )
+        self._require([f for i in ids for f in self._names(i)], names)
+        return L(ids)
+
+    def files(self, id_: str | Path) -> list[Path]:
+        """Return the files of one image: one per channel, in the order of `channels`, or one for all."""
+        return [self.folder / name for name in self._names(id_)]
+
+    def open(self, id_: str | Path) -> TensorMultiChannel:
+        """Read one image as uint8 (C,H,W), intensities 0..255.
+
+        8-bit files keep their values, 16-bit files are scaled by their bit depth, one channel saved in colour is
+        reduced by the maximum of its bands (see `readers.read_planes`).
+
+        Raises:
+            FileNotFoundError: a missing file.
+            ValueError: a file that is damaged, truncated, of floating point pixels, of other channels, or of another
+                size than the first channel. Each names the file.
+        """
+        files = self.files(id_)
+        planes = [read_planes(f, self.per_file, self.size, self.resample, self.bits, self.stretch) for f in files]
+        for f, p in zip(files, planes, strict=True):
+            if p.shape != planes[0].shape:
+                raise ValueError(
+                    f"Image file {f} is {p.shape[1]}x{p.shape[2]} but {files[0].name} is "
+                    f"{planes[0].shape[1]}x{planes[0].shape[2]}: the channels of one image must have the same size."
+                )
+        return TensorMultiChannel(torch.from_numpy(np.concatenate(planes)), channels=self.channels)
+
+    def check(self, ids: Iterable[str] | None = None, same_size: bool = False) -> Counter:
+        """Check the files of `ids` (default: all in the folder) without decoding them; return (height, width) counts.
+
+        Existence is checked against one listing of the folder, sizes and numbers of channels are read from the headers,
+        a PNG or JPEG is also looked at for its end mark, a gzipped file is unzipped. More than 5,000 ids show a
+        progress bar.
+
+        Raises:
+            FileNotFoundError: a missing or empty folder, or missing channel files.
+            ValueError: duplicate ids, unreadable or truncated files, channels of one id that differ in size, and, with
+                `same_size`, ids that differ in size. Each names up to five offenders, their number, and the fix.
+        """
+        ids = list(self.ids() if ids is None else ids)
+        names = listing(self.folder)
+        if twice := [i for i, n in Counter(ids).items() if n > 1]:
+            raise ValueError(
+                offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows.")
+            )
+        wanted = [self._names(i) for i in ids]
+        self._require([f for w in wanted for f in w], names)
+        damaged, odd, sizes = [], [], []
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+            paths = [[os.path.join(self.folder, f) for f in w] for w in wanted]
+            probes = pool.map(_probe, paths, repeat(self.per_file))
+            if len(ids) > 5000:
+                probes = progress_bar(probes, len(ids), leave=False)
+            for i, (hw, bad) in zip(ids, probes, strict=True):
+                damaged += bad
+                sizes += hw[:1]
+                if len(set(hw)) > 1:
+                    each = zip(self.channels, hw, strict=False)
+                    odd.append(f"{i} ({', '.join(f'{c} {h}x{w}' for c, (h, w) in each)})")
+        if damaged:
+            fix = "Replace the files or leave their ids out."
+            raise ValueError(offenders(f"Unreadable or truncated image files in {self.folder}", damaged, fix))
+        if odd:
+            fix = "The channels of one image must have the same size: replace the odd file or leave the id out."
+            raise ValueError(offenders(f"Channels of different size in {self.folder}", odd, fix))
+        if same_size and len(set(sizes)) > 1:
+            first: dict[tuple[int, int], str] = {}
+            for i, s in zip(ids, sizes, strict=True):
+                first.setdefault(s, i)
+            fix = "A batch needs one size: pass size=, for instance size=256, to resize the images as they are read."
+            raise ValueError(
+                offenders("Images of different size", [f"{i} {h}x{w}" for (h, w), i in first.items()], fix)
+            )
+        return Counter(sizes)
+
+    def _names(self, id_: str | Path) -> list[str]:
+        """Return the files of one image as paths below the folder: text, as this runs a hundred thousand times."""
+        folder, name = os.path.split(id_)
+        return [os.path.join(folder, f) for f in file_names(name, self.channels, self.pattern)]
+
+    def _require(self, files: list[str], names: set[str]) -> None:
+        """Raise FileNotFoundError for `files` that are neither among `names` nor in a sub-folder."""
+        missing = [f for f in files if f not in names]
+        if missing := [f for f in missing if not (os.path.dirname(f) and (self.folder / f).exists())]:
+            fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {self.pattern!r})."
+            raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
+
+
+def _probe(files: list[str], n: int) -> tuple[list[tuple[int, int]], list[str]]:
+    """Return (height, width) of the readable `files` of `n` channels, and the names of the others with the reason."""
+    sizes, damaged = [], []
+    for file in files:
+        try:
+            sizes.append(header(file, n))
+        except (ValueError, OSError) as e:
+            damaged.append(f"{os.path.basename(file)} ({e})")
+    return sizes, damaged
+
+
+# ---------------------------------------------------------------- the same, as functions
+
+
+def image_ids(
+    folder: str | Path, channels: Sequence[str] = CHANNELS, pattern: str = PATTERN, subfolders: bool = False
+) -> L:
+    """Return the sorted ids of the images in `folder`, an `L` of str; see `ImageSet.ids`."""
+    return ImageSet(folder, channels, pattern).ids(subfolders)
+
+
+def check_folder(
+    folder: str | Path,
+    ids: Iterable[str] | None = None,
+    channels: Sequence[str] = CHANNELS,
+    pattern: str = PATTERN,
+    same_size: bool = False,
+) -> Counter:
+    """Check the files of `ids` (default: all in the folder) without decoding them; see `ImageSet.check`."""
+    return ImageSet(folder, channels, pattern).check(ids, same_size)
