@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["check_arguments", "check_batch", "choice", "plain", "require", "whole_number"]
+__all__ = ["check_arguments", "check_batch", "check_size", "choice", "plain", "require", "whole_number"]
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -37,6 +38,29 @@ def whole_number(name: str, value: Any, least: int, rule: str, most: int | None 
     if number is None or number < least or (most is not None and number > most):
         raise ValueError(f"{name}={value!r}: {rule}.")
     return number
+
+
+def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
+    """Return a size as (height, width), or None for None.
+
+    Args:
+        size: one whole number, of any integer type, for a square; or two.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: other than one or two whole numbers above 0.
+    """
+    if size is None:
+        return None
+    rule = "give a whole number of pixels above 0 for a square, or two, (height, width)"
+    try:
+        sides = [size] if isinstance(size, str | bytes) or np.ndim(size) == 0 else list(size)
+    except (TypeError, ValueError):
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError(f"{name}={size!r}: {rule}.")
+    sides = [whole_number(name, side, 1, rule) for side in sides]
+    return sides[0], sides[-1]
 
 
 def plain(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastai_crl._checks import check_size
+
 from .base import BatchTransform, check, check_range, log_uniform, spread
 
 __all__ = ["RandomAffine", "RandomCropBatch", "RandomD4", "d4"]
@@ -83,9 +85,7 @@ class RandomCropBatch(BatchTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ):
         super().__init__()
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        if min(self.size) < 1:
-            raise ValueError(f"size={size} must be at least one pixel high and wide.")
+        self.size = check_size(size)
         if scale is not None:
             check_range("scale", scale, 1, "shares of the area")
         check_range("ratio", ratio, math.inf, "width over height")

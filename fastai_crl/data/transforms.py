@@ -20,6 +20,7 @@ from fastai.vision.core import imagenet_stats
 from fastcore.foundation import L
 from fasttransform import Transform
 
+from fastai_crl._checks import check_size
 from fastai_crl._errors import offenders
 from fastai_crl.augment.presets import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
@@ -75,9 +76,9 @@ def make_tfms(batch_tfms: Any, crop: int | None, size: int | tuple[int, int] | N
     """Return crop and augmentation; `batch_tfms`, if given, takes the place of the augmentation."""
     if crop is None:
         return microscopy_transforms() if batch_tfms is None else list(L(batch_tfms))
-    side = size if isinstance(size, int) else size[0] if size is not None and size[0] == size[1] else 0
-    if not 0 < crop <= side:
-        raise ValueError(f"crop={crop} needs a square size of at least {crop}, got size={size}.")
+    crop, whole = check_size(crop, "crop"), check_size(size)
+    if whole is None or len({*crop}) > 1 or len({*whole}) > 1 or crop > whole:
+        raise ValueError(f"crop={crop[0]} needs a square size of at least {crop[0]}, got size={size}.")
     # Inception's range of areas, as fastai has it.
     return [RandomCropBatch(crop, scale=(0.08, 1.0)), *([RandomD4()] if batch_tfms is None else L(batch_tfms))]
 

@@ -2,7 +2,7 @@
 
 from .cache import Packed, pack
 from .duplicates import duplicate_groups
-from .image_set import ImageSet, check_folder, check_size, image_ids
+from .image_set import ImageSet, check_folder, image_ids
 from .layout import CHANNELS, PATTERN
 from .open import OpenMultiChannel, open_channels
 from .tensor import TensorMultiChannel
@@ -15,7 +15,6 @@ __all__ = [
     "Packed",
     "TensorMultiChannel",
     "check_folder",
-    "check_size",
     "duplicate_groups",
     "image_ids",
     "open_channels",

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,18 @@ from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
 from PIL import Image
 
-from fastai_crl._checks import whole_number
+from fastai_crl._checks import check_size, whole_number
 from fastai_crl._errors import offenders
 
 from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
 from .readers import check_intensity, header, read_planes
 from .tensor import TensorMultiChannel
 
-__all__ = ["ImageSet", "check_folder", "check_size", "image_ids"]
+__all__ = ["ImageSet", "check_folder", "image_ids"]
 
 Size = int | tuple[int, int]
 
-
-def check_size(size: Size | Sequence[int] | None, name: str = "size") -> tuple[int, int] | None:
-    """Return a size as (height, width), or None for None.
-
-    Args:
-        size: one whole number, of any integer type, for a square; or two.
-        name: of the argument, for the message.
-
-    Raises:
-        ValueError: other than one or two whole numbers above 0.
-    """
-    if size is None:
-        return None
-    rule = "give a whole number of pixels above 0 for a square, or two, (height, width)"
-    try:
-        sides = [size] if isinstance(size, str | bytes) or np.ndim(size) == 0 else list(size)
-    except (TypeError, ValueError):
-        sides = []
-    if len(sides) not in (1, 2):
-        raise ValueError(f"{name}={size!r}: {rule}.")
-    sides = [whole_number(name, side, 1, rule) for side in sides]
-    return sides[0], sides[-1]
+_AT_ONCE = 64  # images that a thread checks before it hands over
 
 
 @dataclass(frozen=True)
@@ -180,18 +158,19 @@ class ImageSet:
             )
         wanted = [self._names(i) for i in ids]
         self._require([f for w in wanted for f in w], names)
-        damaged, odd, sizes = [], [], []
+        parts = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)]
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-            paths = [[os.path.join(self.folder, f) for f in w] for w in wanted]
-            probes = pool.map(_probe, paths, repeat(self.per_file))
+            probes = pool.map(self._probe, parts)
             if len(ids) > 5000:
-                probes = progress_bar(probes, len(ids), leave=False)
-            for i, (hw, bad) in zip(ids, probes, strict=True):
-                damaged += bad
-                sizes += hw[:1]
-                if len(set(hw)) > 1:
-                    each = zip(self.channels, hw, strict=False)
-                    odd.append(f"{i} ({', '.join(f'{c} {h}x{w}' for c, (h, w) in each)})")
+                probes = progress_bar(probes, len(parts), leave=False)
+            found = [probe for part in probes for probe in part]
+        damaged, odd, sizes = [], [], []
+        for i, (hw, bad) in zip(ids, found, strict=True):
+            damaged += bad
+            sizes += hw[:1]
+            if len(set(hw)) > 1:
+                each = zip(self.channels, hw, strict=False)
+                odd.append(f"{i} ({', '.join(f'{c} {h}x{w}' for c, (h, w) in each)})")
         if damaged:
             fix = "Replace the files or leave their ids out."
             raise ValueError(offenders(f"Unreadable or truncated image files in {self.folder}", damaged, fix))
@@ -213,23 +192,25 @@ class ImageSet:
         folder, name = os.path.split(id_)
         return [os.path.join(folder, f) for f in file_names(name, self.channels, self.pattern)]
 
+    def _probe(self, images: list[list[str]]) -> list[tuple[list[tuple[int, int]], list[str]]]:
+        """Return, per image, (height, width) of its readable files, and the names of the others with the reason."""
+        probes, folder, n = [], str(self.folder), self.per_file
+        for files in images:
+            sizes, damaged = [], []
+            for file in files:
+                try:
+                    sizes.append(header(os.path.join(folder, file), n, self.bits))
+                except (ValueError, OSError) as e:
+                    damaged.append(f"{os.path.basename(file)} ({e})")
+            probes.append((sizes, damaged))
+        return probes
+
     def _require(self, files: list[str], names: set[str]) -> None:
         """Raise FileNotFoundError for `files` that are neither among `names` nor in a sub-folder."""
         missing = [f for f in files if f not in names]
         if missing := [f for f in missing if not (os.path.dirname(f) and (self.folder / f).exists())]:
             fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {self.pattern!r})."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
-
-
-def _probe(files: list[str], n: int) -> tuple[list[tuple[int, int]], list[str]]:
-    """Return (height, width) of the readable `files` of `n` channels, and the names of the others with the reason."""
-    sizes, damaged = [], []
-    for file in files:
-        try:
-            sizes.append(header(file, n))
-        except (ValueError, OSError) as e:
-            damaged.append(f"{os.path.basename(file)} ({e})")
-    return sizes, damaged
 
 
 # ---------------------------------------------------------------- the same, as functions

@@ -12,6 +12,8 @@ from typing import Any
 
 from fastai_crl._errors import offenders
 
+from .readers import reader_of
+
 __all__ = [
     "CHANNELS",
     "PATTERN",
@@ -27,8 +29,6 @@ __all__ = [
 CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"
 
-# Files of which one holds grey or RGB, and no other number of channels.
-_FEW_CHANNELS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _APPLE_DOUBLE = "._"  # macOS keeps what other disks cannot hold in a second file of that name
 
 
@@ -80,7 +80,8 @@ def check_pattern(channels: Sequence[str], pattern: str) -> None:
             f"pattern={pattern!r} must be a file name with {{id}} and {{channel}}, and no other field, such as "
             f"{PATTERN!r}."
         )
-    if "channel" not in fields and pattern.lower().endswith(_FEW_CHANNELS) and len(channels) not in (1, 3):
+    reader = reader_of(pattern)
+    if "channel" not in fields and reader is not None and len(channels) not in (reader.channels or (len(channels),)):
         raise ValueError(
             f"pattern={pattern!r} is one file for {len(channels)} channels: only a TIFF holds so many. Use a name with "
             f"{{channel}} for one file per channel, such as {PATTERN!r}, or a TIFF, such as '{{id}}.tif'."

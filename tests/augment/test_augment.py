@@ -342,7 +342,7 @@ def test_microscopy_transforms_hands_its_values_on_and_orders_them():
         (lambda: GaussianNoise(std=float("nan")), "std=nan"),
         (lambda: Cutout(area=2), "area=2"),
         (lambda: Cutout(ratio=(2, 1)), r"ratio=\(2, 1\) must be \(low, high\)"),
-        (lambda: RandomCropBatch(0), "size=0 must be at least one pixel"),
+        (lambda: RandomCropBatch(0), "size=0: give a whole number of pixels above 0"),
         (lambda: RandomCropBatch(4, scale=(0.5, 1.5)), r"scale=\(0.5, 1.5\).*shares of the area"),
         (lambda: microscopy_transforms(scale=(0.5, 1)), r"scale=\(0.5, 1\) needs a size"),
         (lambda: microscopy_transforms(zoom=0), "zoom=0"),

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fastai_crl._checks import check_size
 from fastai_crl.images import (
     ImageSet,
     OpenMultiChannel,
     TensorMultiChannel,
     check_folder,
-    check_size,
     image_ids,
     open_channels,
 )

@@ -374,7 +374,7 @@ def samples(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     return {
         "png": (save(d / "a.png", GREY), 1),
         "png16": (save(d / "b.png", GREY16), 1),
-        "palette": (d / "palette.png", 1),
+        "palette": (d / "palette.png", 3),
         "jpeg": (save(d / "a.jpg", rgb), 3),
         "tiff": (save(d / "a.tif", stack, photometric="minisblack"), 4),
         "lzw": (save(d / "l.tif", GREY16, compression="lzw"), 1),

@@ -1,0 +1,178 @@
+"""Image files as integer planes: PNG, JPEG, TIFF (also gzipped), what else Pillow reads, and formats of one's own.
+
+The content of a file decides which of the registered readers opens it, not its name. Headers are checked before
+anything is decoded: no damaged file can ask for much memory, and none but a regular file, or a folder that a reader
+takes, is opened at all.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .base import Input, Reader, Source, check_pixels
+from .intensity import check_intensity, to_bytes, white_of
+from .pillow import PILLOW
+from .png import PNG
+from .tiff import TIFF_READER
+from .zipped import is_gzip, unzip
+
+__all__ = [
+    "Input",
+    "Reader",
+    "Source",
+    "check_intensity",
+    "header",
+    "read_planes",
+    "reader_of",
+    "register_reader",
+]
+
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_GZIP = Reader("gzip", (".gz",), lambda file, n: _source(unzip(file, n), n), is_gzip)
+_READERS: list[Reader] = [PNG, TIFF_READER, PILLOW, _GZIP]
+
+
+def register_reader(reader: Reader, first: bool = True) -> None:
+    """Have `reader` open the files, or folders, that it matches; it takes the place of one of the same name.
+
+    Workers that are spawned, not forked, import the module of the data set anew: register there.
+
+    Args:
+        reader: of the format.
+        first: ask it before all others; else after them.
+    """
+    _READERS[:] = [r for r in _READERS if r.name != reader.name]
+    _READERS.insert(0 if first else len(_READERS), reader)
+
+
+def reader_of(name: str) -> Reader | None:
+    """Return the first reader whose suffixes a file's name ends with."""
+    return next((r for r in _READERS if name.lower().endswith(r.suffixes)), None)
+
+
+# ---------------------------------------------------------------- opening
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Input]:
+    """Open a regular file, or look at a folder; anything else could wait for ever, or never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        yield Input(path)
+        return
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a regular file")
+    with open(path, "rb", buffering=0) as f:  # of a long file two short reads are needed
+        start = f.read(64)
+        yield Input(path, start, f, os.fstat(f.fileno()).st_size)
+
+
+def _source(file: Input, n: int) -> Source:
+    if not file.start and not file.is_folder:
+        raise ValueError("it is empty")
+    reader = next((r for r in _READERS if r.reads(file)), None)
+    if reader is None:
+        raise ValueError("it is a folder, and no reader takes it" if file.is_folder else "cannot identify its format")
+    source = reader.open(file, n)
+    check_pixels(source.height, source.width)
+    # A grey file saved as colour may stand for one channel, and alpha is no channel unless all four are asked for.
+    if source.planes != n and not (source.colour and n in (1, 3)):
+        raise ValueError(
+            f"it holds {source.planes} channels where {n} are expected, pass channels= and pattern= that fit"
+        )
+    return source
+
+
+def _reason(e: Exception) -> str:
+    if isinstance(e, UnidentifiedImageError):
+        return "cannot identify its format"
+    return str(e) or type(e).__name__
+
+
+def _decode(source: Source, n: int, bits: int | None) -> tuple[np.ndarray, int]:
+    """Planes (n,H,W), integer, and the value that is full intensity."""
+    white = white_of(source.dtype, source.white, bits)
+    a = source.decode()
+    if a.shape != (source.planes, source.height, source.width) or a.dtype != source.dtype:
+        raise ValueError(
+            f"damaged: its header claims {source.planes} planes of {source.height}x{source.width} {source.dtype}, it "
+            f"decodes to {a.shape} {a.dtype}"
+        )
+    if len(a) != n:  # colour, see `_source`
+        if len(a) == 4 and (a[3] != np.iinfo(a.dtype).max).any():
+            raise ValueError("it is not opaque, save it without alpha")
+        # One channel saved as colour holds its signal in one, two or three equal bands (red only, red and green for
+        # yellow, all for grey). The maximum restores it in every case; the usual luma would darken it.
+        a = a[:3].max(0, keepdims=True) if n == 1 else a[:3]
+    if a.dtype != np.uint8 and (a.min() < 0 or a.max() > white):
+        raise ValueError(f"values {a.min()}..{a.max()} do not fit {white.bit_length()} bits, see bits=")
+    return (white - a if source.inverted else a), white
+
+
+# ---------------------------------------------------------------- reading
+
+
+def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, int]:
+    """Return (height, width) of an image file of `n` channels from its header.
+
+    Where the header cannot tell that the pixels will be had, as in a file that looks truncated, or of a rare kind, they
+    are decoded. A gzipped file is unzipped. Raises FileNotFoundError, and ValueError (with the reason, not the file's
+    name) for a file that cannot be read or does not hold `n` channels.
+    """
+    try:
+        with _opened(file) as opened:
+            source = _source(opened, n)
+            if source.intact and not source.planes == 4 > n:  # alpha, that must be opaque
+                white_of(source.dtype, source.white, bits)
+            else:
+                _decode(source, n, bits)
+            return source.height, source.width
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # decoders raise about anything on damaged bytes
+        raise ValueError(_reason(e)) from e
+
+
+def read_planes(
+    file: str | Path,
+    n: int = 1,
+    size: tuple[int, int] | None = None,
+    resample: int = Image.Resampling.BILINEAR,
+    bits: int | None = None,
+    stretch: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Read the `n` channels of one file as uint8 (n,H,W), intensities 0..255.
+
+    Args:
+        file: its path.
+        n: 1 for one file per channel: grey, or a grey image saved in colour, which is reduced by the maximum of its
+            bands. More for a TIFF of several pages, or with the channels as its first or last axis; 3 for any picture
+            in RGB.
+        size: (height, width) to which each channel is resized on its own; None keeps the size of the file.
+        resample: how.
+        bits: depth of the data in 16-bit files, 9 to 16: 2**bits-1 becomes 255. Default: the file's own depth (16, or
+            what a packed TIFF says). Files of 8 bits keep their values. Of other integers only `bits` tells the depth.
+        stretch: percentiles (lo, hi), 0 <= lo < hi <= 100: each channel is stretched, before it is resized, so that its
+            lo-th percentile becomes 0 and its hi-th 255; a channel where the two coincide is left as it is.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: a file that is damaged or truncated, that is no regular file, that holds another number of channels
+            or frames, pixels without a range (floating point, or integers of other than 8 or 16 bits without `bits`),
+            values beyond `bits`, a table of colours that is no brightness, or more than `PIL.Image.MAX_IMAGE_PIXELS`
+            pixels (known from the header, before anything is decoded). Each names the file and the fix.
+    """
+    try:
+        with _opened(file) as opened:
+            a, white = _decode(_source(opened, n), n, bits)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Image file {file} does not exist: every image needs all its files.") from e
+    except Exception as e:  # decoders raise about anything on damaged bytes
+        message = f"Image file {file} cannot be read ({_reason(e)}): replace the file or leave its id out."
+        raise ValueError(message) from e
+    return np.stack([to_bytes(p, white, size, resample, stretch) for p in a])

@@ -1,0 +1,98 @@
+"""From integers of any depth to intensities 0..255: scaled, stretched, resized."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from fastai_crl._checks import whole_number
+
+__all__ = ["brightness", "check_intensity", "to_bytes", "white_of"]
+
+
+def check_intensity(
+    bits: int | None, stretch: float | Sequence[float] | None
+) -> tuple[int | None, tuple[float, float] | None]:
+    """Return `bits` and `stretch` as (lo, hi), or raise ValueError for values out of range (see `read_planes`)."""
+    if bits is not None:
+        rule = "the depth of data in 16-bit files is 9 to 16 bits, or None for their own"
+        bits = whole_number("bits", bits, 9, rule, 16)
+    if stretch is None:
+        return bits, None
+    try:
+        pair = [float(v) for v in ((100 - stretch, stretch) if np.ndim(stretch) == 0 else stretch)]
+    except (TypeError, ValueError):
+        pair = []
+    if isinstance(stretch, bool) or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 100:
+        raise ValueError(
+            f"stretch={stretch!r}: give two percentiles 0 <= lo < hi <= 100, or one in (50, 100], such as 99.5 for "
+            "(0.5, 99.5)."
+        )
+    return bits, (pair[0], pair[1])
+
+
+def white_of(dtype: np.dtype, white: int | None, bits: int | None) -> int:
+    """Return the value of full intensity, or raise ValueError where nothing says it.
+
+    Args:
+        dtype: of the pixels.
+        white: what the file says; None for nothing.
+        bits: what the user says; files of 8 bits keep their range.
+    """
+    dtype = np.dtype(dtype)
+    if dtype == np.uint8:
+        return 255
+    if dtype.kind not in "ui":
+        kind = "floating point" if dtype.kind == "f" else dtype
+        raise ValueError(f"{kind} pixels have no fixed range, save the image with 8 or 16 bits")
+    if bits is not None and dtype != np.int8:
+        return 2**bits - 1
+    if white is None and dtype != np.uint16:
+        raise ValueError(
+            f"nothing says which {dtype} value is full intensity: save it as uint8 or uint16, or, if 0 is black, pass "
+            "bits=, 9 to 16"
+        )
+    return 65535 if white is None else white
+
+
+def brightness(a: np.ndarray, table: np.ndarray, bits: int) -> np.ndarray:
+    """Return what a picture with a table of colours shows as one channel, uint8, or raise ValueError.
+
+    A table of all 2**`bits` values that never gets darker is for display: the indices are the data, as when ImageJ
+    saves a channel with a look-up table such as Green, or HiLo, which marks the first and the last value. A table of
+    greys in any order is how small pictures are stored: the greys are the data. Any other table has no one reading.
+
+    Args:
+        a: indices.
+        table: colours (k,3).
+        bits: of an index.
+    """
+    table = table.astype(int)
+    full, steps = len(table) == 2**bits, np.diff(table[1:-1], axis=0)
+    if full and (steps >= 0).all() and (steps > 0).any():
+        return a
+    used = np.unique(a)
+    if used[-1] >= len(table):
+        raise ValueError("it has indices beyond its table of colours")
+    grey = (table[used] == table[used, :1]).all()
+    if not grey or (full and (steps <= 0).all()):
+        raise ValueError(
+            "its table of colours is no brightness, from dark to bright, so that it does not stand for one channel: "
+            "save it in grey (in ImageJ: Image > Lookup Tables > Grays)"
+        )
+    return table[:, 0].astype(np.uint8)[a]
+
+
+def to_bytes(
+    a: np.ndarray, white: int, size: tuple[int, int] | None, resample: int, stretch: tuple[float, float] | None
+) -> np.ndarray:
+    """Return one plane (H,W) scaled, resized and rounded, uint8."""
+    lo, hi = (0, white) if stretch is None else np.percentile(a, stretch)
+    if hi <= lo:  # nothing to stretch
+        lo, hi = 0, white
+    if (lo, hi) != (0, 255):
+        a = ((a - lo) / ((hi - lo) / 255)).clip(0, 255).astype(np.float32)
+    if size is not None and a.shape != size:
+        # Pillow's resize is antialiased, and exact on floats.
+        a = np.asarray(Image.fromarray(a).resize(size[::-1], resample))
+    return a if a.dtype == np.uint8 else a.round().clip(0, 255).astype(np.uint8)
