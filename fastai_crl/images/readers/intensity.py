@@ -70,7 +70,7 @@ def brightness(a: np.ndarray, table: np.ndarray, bits: int) -> np.ndarray:
     table = table.astype(int)
     full, steps = len(table) == 2**bits, np.diff(table[1:-1], axis=0)
     if full and (steps >= 0).all() and (steps > 0).any():
-        return a
+        return np.round(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)[a]
     used = np.unique(a)
     if used[-1] >= len(table):
         raise ValueError("it has indices beyond its table of colours")

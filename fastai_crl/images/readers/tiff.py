@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries, logger
 
@@ -75,6 +76,11 @@ def _check_page(page: TiffPage, end: int) -> None:
     sides = [page.imagelength, page.imagewidth, *((page.tilelength, page.tilewidth) if page.is_tiled else ())]
     if not all(isinstance(v, int) for v in [*sides, page.bitspersample]):  # tuples, with a damaged count
         raise ValueError("its header is damaged, or its samples are of different depth")
+    shown, bits = page.tags.get("PhotometricInterpretation"), page.tags.get("BitsPerSample")
+    if shown is None or shown.count != 1 or (bits is not None and bits.count not in (1, page.samplesperpixel)):
+        raise ValueError(
+            "its header is damaged: it lacks what its values stand for, or gives the depth of other samples"
+        )
     if page.dtype is None:
         raise ValueError(f"its pixels, of {page.bitspersample} bits, are of no known kind")
     check_pixels(*sides[:2])
@@ -92,6 +98,15 @@ def _check_page(page: TiffPage, end: int) -> None:
             raise ValueError("damaged: it holds other pixels than its header claims")
 
 
+def _check_overlap(pages: list[TiffPage]) -> None:
+    """Raise ValueError for pixels that lie over other pixels, or over the header; equal tiles may be stored once."""
+    taken = {(0, 8), *((p.offset, p.offset + 12 * len(p.tags)) for p in pages)}
+    taken |= {(at, at + size) for p in pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)}
+    spans = sorted(taken)
+    if any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+        raise ValueError("damaged: it says that pixels lie where other things do")
+
+
 def _lengths(page: TiffPage, index: int) -> tuple[int, int]:
     """Return how many bytes of pixels a strip or tile holds, and how many if it is a last strip that was filled up."""
     _, _, (_, rows, width, samples) = page.decode(None, index)
@@ -101,23 +116,15 @@ def _lengths(page: TiffPage, index: int) -> tuple[int, int]:
 
 
 def _read(f: BinaryIO, page: TiffPage) -> np.ndarray:
-    """Return the pixels of one page, of shape `page.shape`."""
-    out = np.empty(page.shaped, page.dtype)
+    """Return the pixels of one page, of shape `page.shape`; less than 8 bits are scaled to 8."""
+    out = np.empty(page.shaped, _dtype(page))
     tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression == 7 else {}
     for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
         f.seek(offset)
         data = f.read(size)
         _, (s, _, y, x, _), shape = page.decode(None, i)
         if _by_bytes(page):
-            pixels, full = _lengths(page, i)
-            if page.compression != COMPRESSION.NONE:
-                data = TIFF.DECOMPRESSORS[page.compression](data, out=full + 1)
-            if len(data) not in (pixels, full):
-                raise ValueError("damaged: its pixels and its header do not fit each other")
-            dtype = page.dtype.newbyteorder(page.parent.byteorder)
-            segment = np.frombuffer(data[:pixels], dtype).reshape(shape).astype(page.dtype)
-            if page.predictor != 1:
-                segment = TIFF.UNPREDICTORS[page.predictor](segment, axis=-2)
+            segment = _unpack(page, data, shape, *_lengths(page, i))
         else:
             segment = page.decode(data, i, **tables)[0]
         to = out[s, 0, y : y + shape[1], x : x + shape[2]]
@@ -125,9 +132,32 @@ def _read(f: BinaryIO, page: TiffPage) -> np.ndarray:
     return out.reshape(page.shape)
 
 
+def _unpack(page: TiffPage, data: bytes, shape: tuple[int, ...], pixels: int, full: int) -> np.ndarray:
+    """Return one strip or tile, of `pixels` or, filled up, `full` bytes; ValueError for any other length."""
+    bits = page.bitspersample
+    if page.fillorder == 2:
+        data = imagecodecs.bitorder_decode(data)
+    if page.compression != COMPRESSION.NONE:
+        data = TIFF.DECOMPRESSORS[page.compression](data, out=full + 1)
+    if len(data) not in (pixels, full):
+        raise ValueError("damaged: its pixels and its header do not fit each other")
+    if bits != 8 * page.dtype.itemsize:
+        a = imagecodecs.packints_decode(data[:pixels], _dtype(page), bits, runlen=shape[2] * shape[3])
+    else:
+        a = np.frombuffer(data[:pixels], page.dtype.newbyteorder(page.parent.byteorder))
+    a = a.reshape(shape).astype(_dtype(page))
+    if page.predictor != 1:
+        a = TIFF.UNPREDICTORS[page.predictor](a, axis=-2)
+    return a
+
+
+def _dtype(page: TiffPage) -> np.dtype:
+    return np.dtype(np.uint8) if page.dtype == bool else page.dtype
+
+
 def _by_bytes(page: TiffPage) -> bool:
     whole = page.bitspersample == 8 * page.dtype.itemsize
-    return page.compression in _BYTES and whole and page.fillorder == 1 and page.predictor in (1, 2)
+    return page.compression in _BYTES and (page.predictor == 1 or (page.predictor == 2 and whole))
 
 
 def _series(tif: TiffFile, pages: list[TiffPage]) -> TiffPageSeries:
@@ -153,10 +183,11 @@ def _open(file: Input, n: int) -> Source:
     with _quiet():
         tif = TiffFile(f, _multifile=False)  # no other files of the set
         pages = list(tif.pages)
-        if any(p.photometric not in _SHOWN or p.bitspersample in (1, 2, 4) for p in pages):
+        if any(p.photometric not in _SHOWN for p in pages):
             return open_with_pillow(file, n)
         for p in pages:
             _check_page(p, end)
+        _check_overlap(pages)
         page, *more = pages
         if any(_kind(p) != _kind(page) for p in more):
             raise ValueError("it holds images of different size or kind, save the channels of one image alone")
@@ -183,7 +214,8 @@ def _open(file: Input, n: int) -> Source:
             a = np.stack([_read(f, pages[p.index]) for p in series.pages]).reshape(series.shape)
         a = np.moveaxis(a, -1, 0) if last else a.reshape(shape)
         if tables is None:
-            return a
+            white = 2**page.bitspersample - 1
+            return a if white >= 255 else np.round(np.arange(white + 1) * (255 / white)).astype(np.uint8)[a]
         if coloured:
             return np.moveaxis(tables[0][a[0]], -1, 0)
         return np.stack([brightness(*plane, page.bitspersample) for plane in zip(a, tables, strict=True)])
@@ -193,7 +225,7 @@ def _open(file: Input, n: int) -> Source:
         height,
         width,
         decode,
-        page.dtype,
+        _dtype(page),
         white=2**page.bitspersample - 1 if page.dtype == np.uint16 else None,
         colour=coloured or (page.photometric == PHOTOMETRIC.RGB and planes in (3, 4)),
         inverted=page.photometric == PHOTOMETRIC.MINISWHITE,
@@ -209,7 +241,7 @@ def _tables(pages: list[TiffPage]) -> list[np.ndarray] | None:
     """Return the table of colours (k,3) of each page, uint8; None for pages without."""
     if pages[0].photometric != PHOTOMETRIC.PALETTE:
         return None
-    if any(p.colormap is None or p.dtype != np.uint8 for p in pages):
+    if any(p.colormap is None or _dtype(p) != np.uint8 for p in pages):
         raise ValueError("it lacks its table of colours")
     return [(p.colormap.T >> (8 if p.colormap.max() > 255 else 0)).astype(np.uint8) for p in pages]
 
