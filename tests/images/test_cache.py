@@ -34,7 +34,7 @@ from fastai_crl.data.cached_loader import PackedDL
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
-from fastai_crl.images.image_set import image_ids
+from fastai_crl.images.image_set import ImageSet, image_ids
 from fastai_crl.images.open import open_channels
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.samplers.loader import SampledDL, with_sampler
@@ -166,9 +166,51 @@ def test_changed_files_are_noticed_and_packed_again(root, decoded, capsys):
     } and "1 of 20 images" in capsys.readouterr().out
     assert_same(q, root / "train", size=24)
     assert (q.images[3, 2] == 200).all()
-    os.utime(file)  # touched: cannot be told from changed
-    packed(root)
-    assert "1 of 20 images" in capsys.readouterr().out
+    decoded.clear()
+    os.utime(file)  # touched, with the same bytes
+    assert np.array_equal(packed(root).images, q.images) and len(decoded) == 4 and not capsys.readouterr().out
+
+
+def same_look(file: Path, data: bytes) -> None:
+    """Write other bytes of equal length into a file, and set its times back."""
+    before = file.stat()
+    assert len(data) == before.st_size
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_other_bytes_of_equal_size_and_time_are_noticed(root, how):
+    ids = list(image_ids(root / "train"))
+    for i in ids:
+        for c in HPA_CHANNELS:
+            Image.fromarray(np.full((8, 8), 100, np.uint8)).save(root / "train" / f"{i}_{c}.bmp")
+    options = {"pattern": "{id}_{channel}.bmp"}
+    p = packed(root, **options)
+    file = root / "train" / f"{ids[7]}_green.bmp"
+    data = file.read_bytes()[:-64] + bytes([200] * 64)
+    if how == "in place":
+        same_look(file, data)
+    else:
+        before = file.stat()
+        file.with_suffix(".new").write_bytes(data)
+        os.utime(file.with_suffix(".new"), ns=(before.st_atime_ns, before.st_mtime_ns))
+        file.with_suffix(".new").rename(file)
+    assert p.get(root / "train" / ids[7]) is None
+    assert (packed(root, **options).images[7, 1] == 200).all()
+
+
+def test_a_copy_of_the_files_is_no_change(root, decoded):
+    want = np.array(packed(root).images)
+    for file in (root / "train").iterdir():  # other inode, other times
+        data = file.read_bytes()
+        file.unlink()
+        file.write_bytes(data)
+    decoded.clear()
+    p = packed(root)
+    assert np.array_equal(p.images, want) and len(decoded) == 4
+    decoded.clear()
+    assert torch.equal(p.get(root / "train" / p.ids[2]), torch.from_numpy(want[2])) and not decoded
 
 
 def test_images_of_different_size_need_a_size(root):
@@ -229,7 +271,7 @@ def start(root: Path, delay: float = 0.0, most: int = 0) -> multiprocessing.Proc
 def marked(root: Path) -> int:
     rows = list((root / ".cache").glob("*/rows.npy"))
     try:
-        return int(np.count_nonzero(np.load(rows[0]))) if rows else 0
+        return int(np.count_nonzero(np.load(rows[0])["files"])) if rows else 0
     except (ValueError, EOFError):  # being written
         return 0
 
@@ -290,6 +332,92 @@ def test_a_truncated_store_is_an_error_and_is_mended(root, decoded, keep):
     assert np.array_equal(q.images, want) and len(decoded) == 4 * {0: 21, 100: 21, 0.5: 12, -1: 2}[keep]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_cut_off_under_a_running_training_is_an_error_that_names_it(root, workers):
+    dls = load(root, True, num_workers=workers)
+    store = next((root / ".cache").iterdir())
+    batches = iter(dls.train)
+    next(batches)
+    os.truncate(store / "images.npy", 5000)  # a memory map would end the process here
+    with pytest.raises((ValueError, RuntimeError), match=rf"packed cache {store} has been cut off.*Call pack again"):
+        for _ in range(3):
+            list(dls.train)
+    with pytest.raises(ValueError, match="cut off"):
+        dls.train.dataset.tls[0].tfms.fs[-1].cache.batch(np.arange(20))
+    assert_same(packed(root), root / "train", size=24)
+
+
+def test_flipped_bits_are_found_and_mended(root, decoded):
+    p = packed(root)
+    p.verify()
+    want, start = np.array(p.images), os.path.getsize(p.store / "images.npy") - 20 * 4 * 24 * 24
+    with open(p.store / "images.npy", "r+b") as f:
+        for row, at in ((3, 0), (3, 99), (19, 4 * 24 * 24 - 1)):
+            f.seek(start + row * 4 * 24 * 24 + at)
+            byte = f.read(1)[0]
+            f.seek(-1, os.SEEK_CUR)
+            f.write(bytes([byte ^ 16]))
+    with pytest.raises(ValueError, match=rf"Damaged images in .*2 in all.*{p.ids[3]}, {p.ids[19]}.*verify=True"):
+        p.verify()
+    decoded.clear()
+    q = packed(root, verify=True)
+    assert np.array_equal(q.images, want) and len(decoded) == 4 * 3
+    q.verify()
+
+
+@needs_fork
+@pytest.mark.skipif(hasattr(os, "getuid") and os.getuid() != 0, reason="only root can become someone else")
+def test_a_finished_cache_that_may_only_be_read(root):
+    with tempfile.TemporaryDirectory() as d:
+        home = Path(d)
+        shutil.copytree(root / "train", home / "train")
+        shutil.copy(root / "train.csv", home)
+        want = np.array(packed(home).images)
+        for folder, _, files in os.walk(home):
+            os.chmod(folder, 0o555)
+            for f in files:
+                os.chmod(Path(folder) / f, 0o444)
+
+        def other(send):
+            os.setgid(65534)
+            os.setuid(65534)
+            try:
+                send.send(np.array_equal(packed(home).images, want) and len(load(home, True).train) > 0)
+                packed(home, size=12)
+            except OSError as e:
+                send.send(str(e))
+            os._exit(0)
+
+        receive, send = multiprocessing.Pipe(False)
+        process = multiprocessing.get_context("fork").Process(target=other, args=(send,))
+        process.start()
+        assert receive.poll(60) and receive.recv() is True
+        assert receive.poll(60) and "is not finished, and cannot be written" in receive.recv()
+        process.join()
+        os.chmod(home, 0o755)
+
+
+def test_an_interrupted_run_keeps_what_is_done(root, monkeypatch, decoded):
+    read, n = fastai_crl.images.image_set.read_planes, []
+
+    def stop(*args):
+        n.append(1)
+        if len(n) > 4 * 12:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(fastai_crl.images.image_set, "read_planes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        packed(root, workers=1)
+    assert marked(root) == 11  # the twelfth image read is the first, for its size
+
+
+def test_an_image_set_in_place_of_arguments(root):
+    images = ImageSet(root / "train", size=24)
+    p = pack(images, progress=False)
+    assert p.store == packed(root).store and p.shape == (20, 4, 24, 24)
+
+
 @pytest.mark.parametrize("name", ["rows.npy", "store.json"])
 def test_other_damage_is_an_error_and_is_mended(root, name):
     p = packed(root)
@@ -299,7 +427,7 @@ def test_other_damage_is_an_error_and_is_mended(root, name):
         Packed(p.store, root / "train")
     assert np.array_equal(packed(root).images, want)
     np.save(p.store / "rows.npy", np.ones(3, np.uint64))
-    with pytest.raises(ValueError, match="3 rows for 20 ids"):
+    with pytest.raises(ValueError, match=r"3 rows .*for 20 ids"):
         Packed(p.store, root / "train")
     assert np.array_equal(packed(root).images, want)
 

@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -103,7 +104,7 @@ def _check_overlap(pages: list[TiffPage]) -> None:
     taken = {(0, 8), *((p.offset, p.offset + 12 * len(p.tags)) for p in pages)}
     taken |= {(at, at + size) for p in pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)}
     spans = sorted(taken)
-    if any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+    if any(end > start for (_, end), (start, _) in pairwise(spans)):
         raise ValueError("damaged: it says that pixels lie where other things do")
 
 
