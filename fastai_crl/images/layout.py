@@ -132,8 +132,8 @@ def _fields(pattern: str) -> list[tuple[str, str | None]]:
 
 def _rule(channels: Iterable[str], pattern: str) -> re.Pattern[str]:
     """Return what a file's name must match; the id is the shortest that fits, so that a longer channel wins."""
-    groups = {"id": "(?P<id>[^/]+?)", "channel": f"(?P<channel>{'|'.join(map(re.escape, channels))})"}
-    rule = "(?P<folder>(?:.*/)?)"
+    groups = {"id": "(?P<id>.+?)", "channel": f"(?P<channel>{'|'.join(map(re.escape, channels))})"}
+    rule = ""
     for text, field in _fields(pattern):
         rule += re.escape(text)
         if field is not None:
@@ -150,8 +150,11 @@ def match_ids(names: Iterable[str], channels: Sequence[str], pattern: str) -> li
     channels of its own; the first elsewhere. A warning tells what was decided where files alone cannot tell.
     """
     found: dict[str, set[str]] = defaultdict(set)
-    for match in filter(None, map(_rule(channels, pattern).fullmatch, names)):
-        found[match["folder"] + match["id"]].add(match.groupdict().get("channel", ""))
+    rule, channel = _rule(channels, pattern), "channel" if "{channel}" in pattern else "id"
+    for path in names:
+        folder, slash, name = path.rpartition("/")
+        if match := rule.fullmatch(name):
+            found[folder + slash + match["id"]].add(match[channel])
     doubtful = _doubtful(found, pattern)
     if not doubtful:
         return sorted(found)
@@ -185,10 +188,10 @@ def _doubtful(found: Iterable[str], pattern: str) -> dict[str, dict[str, str]]:
     found = set(found)
     for i in found:
         folder, name = os.path.split(i)
-        for at in range(1, len(name) - len(between)):
-            if name.startswith(between, at):
-                left, right = name[:at], name[at + len(between) :]
-                other, more = (left, right) if first else (right, left)
-                if (other := os.path.join(folder, other)) in found:
-                    doubtful[more][i] = other
+        at = 0
+        while 0 <= (at := name.find(between, at + 1)) < len(name) - len(between):
+            left, right = name[:at], name[at + len(between) :]
+            other, more = (left, right) if first else (right, left)
+            if (other := os.path.join(folder, other)) in found:
+                doubtful[more][i] = other
     return doubtful

@@ -7,8 +7,6 @@ takes, is opened at all.
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,25 +56,24 @@ def reader_of(name: str) -> Reader | None:
 # ---------------------------------------------------------------- opening
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Input]:
+def _opened(path: str | Path) -> Input:
     """Open a regular file, or look at a folder; anything else could wait for ever, or never end."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        yield Input(path)
-        return
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a regular file")
-    with open(path, "rb", buffering=0) as f:  # of a long file two short reads are needed
-        start = f.read(64)
-        yield Input(path, start, f, os.fstat(f.fileno()).st_size)
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        return Input(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
+    f = open(path, "rb", buffering=0)  # noqa: SIM115  of a long file two short reads are needed
+    return Input(path, f.read(64), f, found.st_size)
 
 
 def _source(file: Input, n: int) -> Source:
     if not file.start and not file.is_folder:
         raise ValueError("it is empty")
-    reader = next((r for r in _READERS if r.reads(file)), None)
-    if reader is None:
+    for reader in _READERS:
+        if reader.reads(file):
+            break
+    else:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else "cannot identify its format")
     source = reader.open(file, n)
     check_pixels(source.height, source.width)

@@ -15,7 +15,7 @@ __all__ = ["HOW_TO_ALLOW", "Input", "Reader", "Source", "check_pixels"]
 HOW_TO_ALLOW = "; if that is right, raise PIL.Image.MAX_IMAGE_PIXELS"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Input:
     """An image file, or folder, that is to be read.
 
@@ -31,13 +31,20 @@ class Input:
     stream: BinaryIO | None = None
     size: int = 0
 
+    def __enter__(self) -> Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder."""
         return self.stream is None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """An opened image: its shape, and the function that decodes it.
 
