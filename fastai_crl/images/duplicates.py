@@ -36,7 +36,11 @@ def check_distance(max_distance: float) -> None:
 def fingerprint(planes: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Return the digest of an image's pixels, and its perceptual hash: ImageHash's `phash`, 64 bits per channel.
 
-    planes: uint8 (C,H,W). Returns 16 bytes, and bool (64 C,).
+    Args:
+        planes: uint8 (C,H,W).
+
+    Returns:
+        16 bytes, and bool (64 C,).
     """
     digest = blake2b(repr(planes.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(planes))
@@ -65,7 +69,9 @@ def _signs(bits: np.ndarray) -> np.ndarray:
 def cluster(prints: Fingerprints, max_distance: float = 0.03) -> np.ndarray:
     """Return a group number (n,) per image; alike images, and those linked by a chain of alike ones, share theirs.
 
-    max_distance: images are alike if they have equal pixels or at most this share of their hash's bits differs.
+    Args:
+        prints: what `fingerprints` returned.
+        max_distance: images are alike if they have equal pixels or at most this share of their hash's bits differs.
     """
     check_distance(max_distance)
     codes = pd.factorize(np.array(prints[0], dtype=object))[0]

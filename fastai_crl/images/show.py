@@ -38,7 +38,9 @@ _FONT = 8
 
 def _panels(image: TensorMultiChannel, channels: Sequence[str | int] | None, split: bool) -> list[Any]:
     """Return what to draw of one image, for `TensorMultiChannel.show`: the composite, with `split` each channel too."""
-    every = range(len(image)) if channels is None else channels
+    every = channels
+    if every is None:  # names, which are never taken for positions
+        every = image.channels if len(image.channels or ()) == len(image) else range(len(image))
     return [channels, *([c] for c in every)] if split else [channels]
 
 
@@ -57,14 +59,17 @@ def draw_images(
     """Draw images with coloured lines of text above each; return the axes, one per panel, image after image.
 
     Args:
-        images: (C,H,W) each. captions: per image its lines, (text, colour) each, from the top.
+        images: (C,H,W) each.
+        captions: per image its lines, (text, colour) each, from the top.
         ctxs: axes to draw on, one per panel; by default a new figure, as large as pictures and captions need.
         channels: names or positions of the channels to draw; all by default. One name is one channel.
         split: one panel with all `channels` together, then one per channel with its name; one image to a row.
         stretch: percentile, such as 99.5, that becomes full brightness in each channel of each image, for dim ones (see
             `TensorMultiChannel.composite`). Default: true brightness, so that images can be compared.
-        nrows, ncols, figsize: rows and columns of images, size of the new figure in inches.
-        kwargs: for matplotlib's `imshow`.
+        nrows: rows of images in the new figure.
+        ncols: columns of images in it.
+        figsize: its size in inches.
+        **kwargs: for matplotlib's `imshow`.
 
     Raises:
         ValueError: too few `ctxs`; an unknown channel or a percentile out of range.
@@ -145,8 +150,9 @@ def prediction_lines(
     """Return the lines above one image: labels found, missed and falsely given, each with its probability.
 
     Args:
-        probs: (C,), or None to leave the numbers out. chosen: (C,) bool, the decisions. target: (C,) of 0 and 1, or
-            None where it is unknown: the chosen labels are then listed as they are.
+        probs: (C,), or None to leave the numbers out.
+        chosen: (C,) bool, the decisions.
+        target: (C,) of 0 and 1, or None where it is unknown: the chosen labels are then listed as they are.
         names: of the labels, C.
         most: lines at most; the last then says how many labels are left out.
     """

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class Packed:
     def _fix(self) -> str:
         return f"Call pack again with the same arguments to mend it, or delete {self.store}."
 
-    @property
+    @cached_property
     def images(self) -> np.ndarray:
         """The images as a memory map (N,C,H,W) uint8."""
         return np.load(self.store / IMAGES, mmap_mode="r")

@@ -38,22 +38,26 @@ class TensorMultiChannel(TensorImage):
 
     def composite(
         self,
-        channels: Sequence[str | int] | None = None,
+        channels: Sequence[str | int] | str | int | None = None,
         stretch: float | None = None,
         colors: Sequence[tuple[float, float, float]] | None = None,
     ) -> np.ndarray:
         """Return the additive colour picture of one image, float32 (H,W,3) in 0..1.
 
-        channels: names or positions of the channels to draw; all by default.
-        stretch: a percentile in (50,100], for instance 99.5; every drawn channel of this image is stretched so that
-            the (100−stretch)th percentile is black and the `stretch`th is full intensity. Default: true brightness.
-        colors: RGB in 0..1 per drawn channel; by default a channel named after a colour gets that colour, any other
-            the first free one of red, green, blue, yellow, magenta, cyan, orange, and a lone channel is grey.
-
         Integers are scaled by their range (8 or 16 bits). Floats in 0..1 are drawn as they are; floats outside 0..1,
         such as a normalised image, have lost their zero, so each channel is scaled from its minimum to its maximum.
 
-        Raises ValueError for a tensor that is not one image, an unknown channel, or a percentile out of range.
+        Args:
+            channels: names or positions of the channels to draw; all by default. A lone one is one channel. A whole
+                number is a position, or the name of a channel where there is no such position.
+            stretch: a percentile in (50,100], for instance 99.5; every drawn channel of this image is stretched so that
+                the (100-stretch)th percentile is black and the `stretch`th is full intensity. Default: true brightness.
+            colors: RGB in 0..1 per drawn channel; by default a channel named after a colour gets that colour, any other
+                the first free one of red, green, blue, yellow, magenta, cyan, orange, and a lone channel is grey.
+
+        Raises:
+            ValueError: a tensor that is not one image, an unknown channel, a whole number that is the name of one
+                channel and the position of another, or a percentile out of range.
         """
         x = self.as_subclass(torch.Tensor).detach().cpu()
         if x.ndim == 2:
@@ -63,6 +67,7 @@ class TensorMultiChannel(TensorImage):
         if stretch is not None and not 50 < stretch <= 100:
             raise ValueError(f"stretch={stretch} is not a percentile in (50,100]: pass for instance stretch=99.5.")
         names = _names(self.channels, len(x))
+        channels = (channels,) if isinstance(channels, str | int) else channels
         picked = list(range(len(x))) if channels is None else [_position(c, names) for c in channels]
         img = _to_unit(x[picked])
         if stretch is not None:
@@ -74,7 +79,7 @@ class TensorMultiChannel(TensorImage):
     def show(
         self,
         ctx: Any = None,
-        channels: Sequence[str | int] | None = None,
+        channels: Sequence[str | int] | str | int | None = None,
         stretch: float | None = None,
         colors: Sequence[tuple[float, float, float]] | None = None,
         **kwargs: Any,

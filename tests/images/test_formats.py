@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import resource
 import signal
 import socket
 import struct
@@ -396,6 +397,30 @@ def test_jpeg_in_tiff(tmp_path):
     tiff(smooth, tmp_path / "a.tif", compression="jpeg", compressionargs={"level": 95})
     assert np.abs(read_planes(tmp_path / "a.tif")[0].astype(int) - smooth).max() < 12
     assert header(tmp_path / "a.tif") == (64, 64)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp", "png"])
+def test_pictures_in_tiff_of_another_size_than_it_says(tmp_path, compression):
+    smooth = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    a, n = (np.dstack([smooth] * 3), 3) if compression == "webp" else (smooth, 1)
+    kind = {"photometric": "rgb"} if n == 3 else {}
+    data = tiff(a, tmp_path / "a.tif", compression=compression, metadata=None, **kind)
+    assert header(tmp_path / "a.tif", n) == (64, 64) and len(read_planes(tmp_path / "a.tif", n)) == n
+    for tag, value in {"ImageWidth": 63, "ImageLength": 32}.items():
+        (tmp_path / "a.tif").write_bytes(with_tag(data, tag, value))
+        refused(tmp_path / "a.tif", "do not fit each other|lacks some", n)
+    if compression == "jpeg":  # which claims to unpack to 3.6 GB
+        at = data.index(b"\xff\xc0") + 5
+        (tmp_path / "a.tif").write_bytes(data[:at] + struct.pack(">HH", 60000, 60000) + data[at + 4 :])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        refused(tmp_path / "a.tif", "")
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
+
+
+@pytest.mark.parametrize("compression", ["lerc", "jpegxl", "jpegxr"])
+def test_compressions_of_which_nothing_tells_the_size_are_refused(tmp_path, compression):
+    tiff(GREY, tmp_path / "a.tif", compression=compression)
+    refused(tmp_path / "a.tif", "compression [0-9]+ is not read: save it with LZW, deflate, or none")
 
 
 # ---------------------------------------------------------------- what is no image file

@@ -371,3 +371,14 @@ def test_real_fields(shared):
         } == names
         assert "+" in marks
     inside(plt.gcf())
+
+
+def test_channels_named_by_numbers_are_drawn_by_name():
+    x = TensorMultiChannel(
+        torch.arange(3, dtype=torch.uint8)[:, None, None].expand(3, 4, 4) * 100, channels=("2", "1", "0")
+    )
+    axes = draw_images([x], [[("a", "black")]], split=True)
+    assert [ax.texts[-1].get_text() for ax in axes[1:]] == ["2", "1", "0"]
+    shown = [float(ax.images[0].get_array().max()) for ax in axes[1:]]
+    assert shown == pytest.approx([0, 100 / 255, 200 / 255])
+    assert len(draw_images([x], [[("a", "black")]], channels="1")) == 1

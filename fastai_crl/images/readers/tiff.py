@@ -4,6 +4,7 @@ tifffile is made to read what it can of any file: what it does not find becomes 
 taken to be alike. Here, pixels are those of the file or there are none.
 """
 
+import io
 import logging
 import math
 import struct
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
+from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries, logger
 
 from .base import Input, Reader, Source, check_pixels
@@ -28,6 +30,13 @@ _SPARE_PAGES = 1000  # more than the channels: these are counted one by one for 
 # What decodes to bytes of a length that can be compared with that of the pixels.
 _BYTES = {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
 _BYTES |= {COMPRESSION.ZSTD, COMPRESSION.LZMA}
+# What decodes to a picture, whose own header is compared with that of the page.
+_PICTURES = {
+    COMPRESSION.JPEG: "JPEG",
+    COMPRESSION.JPEG2000: "JPEG2000",
+    COMPRESSION.WEBP: "WEBP",
+    COMPRESSION.PNG: "PNG",
+}
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)
 _CLAIM = "save the channels of one image alone, as a plain TIFF"
 
@@ -84,6 +93,8 @@ def _check_page(page: TiffPage, end: int) -> None:
         )
     if page.dtype is None:
         raise ValueError(f"its pixels, of {page.bitspersample} bits, are of no known kind")
+    if not _by_bytes(page) and page.compression not in _PICTURES:
+        raise ValueError(f"compression {page.compression:d} is not read: save it with LZW, deflate, or none")
     check_pixels(*sides[:2])
     check_pixels(*sides[-2:])
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -112,8 +123,11 @@ def _lengths(page: TiffPage, index: int) -> tuple[int, int]:
     """Return how many bytes of pixels a strip or tile holds, and how many if it is a last strip that was filled up."""
     _, _, (_, rows, width, samples) = page.decode(None, index)
     row = -(-width * samples * page.bitspersample // 8)
-    full = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-    return row * rows, row * max(rows, full)
+    return row * rows, row * _full_rows(page)
+
+
+def _full_rows(page: TiffPage) -> int:
+    return page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
 
 
 def _read(f: BinaryIO, page: TiffPage) -> np.ndarray:
@@ -127,6 +141,9 @@ def _read(f: BinaryIO, page: TiffPage) -> np.ndarray:
         if _by_bytes(page):
             segment = _unpack(page, data, shape, *_lengths(page, i))
         else:
+            with Image.open(io.BytesIO(data), formats=[_PICTURES[page.compression]]) as picture:
+                if picture.width != shape[2] or picture.height not in (shape[1], _full_rows(page)):
+                    raise ValueError("damaged: its pixels and its header do not fit each other")
             segment = page.decode(data, i, **tables)[0]
         to = out[s, 0, y : y + shape[1], x : x + shape[2]]
         to[:] = segment[0, : to.shape[0], : to.shape[1]]
