@@ -9,10 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["check_arguments", "check_batch", "check_size", "choice", "plain", "require", "whole_number"]
+__all__ = [
+    "as_plain_tensor",
+    "check_arguments",
+    "check_batch",
+    "check_choice",
+    "check_on_device",
+    "check_size",
+    "whole_number",
+]
 
 
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")
 
@@ -63,12 +71,12 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def plain(x: Tensor) -> Tensor:
+def as_plain_tensor(x: Tensor) -> Tensor:
     """`x` without its tensor subclass: fastai's do not mix with each other, and cost time in every operation."""
     return x if type(x) is Tensor else x.as_subclass(Tensor)
 
 
-def require(ok: Tensor, rule: str) -> None:
+def check_on_device(ok: Tensor, rule: str) -> None:
     """Raise ValueError with `rule` unless the bool scalar `ok` holds: at once on a CPU, without synchronising on a GPU.
 
     On a GPU, and inside a compiled graph, the check runs on the device and fails the next operation that waits for it.
@@ -84,8 +92,8 @@ def require(ok: Tensor, rule: str) -> None:
 
 def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
     """Raise ValueError for arguments that no batch could be mined with."""
-    choice("scope", scope, ("joint", "attribute"))
-    choice("level", level, ("class", "instance"))
+    check_choice("scope", scope, ("joint", "attribute"))
+    check_choice("level", level, ("class", "instance"))
     if isinstance(k, bool) or k != int(k) or k < 1:
         raise ValueError(f"k={k!r}: the number of hard samples per anchor must be a whole number of at least 1.")
     if not 0 < rho <= 1:
@@ -128,12 +136,12 @@ def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None,
         )
     if scores.shape[0] == 0:
         return
-    require(_finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
+    check_on_device(_finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
     if features is not None:
-        require(_finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
+        check_on_device(_finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
     top = 1 if targets.ndim == 2 else scores.shape[1] - 1
     lowest, highest = targets.aminmax()
-    require(
+    check_on_device(
         (lowest >= 0) & (highest <= top),
         f"targets must be in [0, {top}]"
         + (" (0/1, or fractions)." if targets.ndim == 2 else f": class indices of {top + 1} classes."),

@@ -15,7 +15,7 @@ from fastai.callback.schedule import SchedCos
 from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from fastai_crl._checks import plain
+from fastai_crl._checks import as_plain_tensor
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import label_counts, label_names
 from fastai_crl.losses.crl_loss import CRL, CRLLoss, check_alpha, imbalance, rectify
@@ -38,7 +38,7 @@ class _Caught:
         self.features: Tensor | None = None
 
     def output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.features = plain(output).flatten(1) if module.training else None
+        self.features = as_plain_tensor(output).flatten(1) if module.training else None
 
     def input(self, module: nn.Module, args: tuple) -> None:
         self.output(module, args, args[0])
@@ -225,8 +225,8 @@ class CRLCallback(Callback):
         for mix in self.learn.cbs:
             if isinstance(mix, MixHandler) and getattr(mix, "stack_y", False) and hasattr(mix, "yb1"):
                 n_classes, lam = self.learn.pred.shape[1], mix.lam.reshape(-1, 1)
-                one_hot = [nn.functional.one_hot(plain(t).long(), n_classes) for t in (mix.yb1[0], y)]
-                return torch.lerp(*(t.to(lam.dtype) for t in one_hot), plain(lam).to(y.device))
+                one_hot = [nn.functional.one_hot(as_plain_tensor(t).long(), n_classes) for t in (mix.yb1[0], y)]
+                return torch.lerp(*(t.to(lam.dtype) for t in one_hot), as_plain_tensor(lam).to(y.device))
         return y
 
     def _auto(self, logits: Tensor, targets: Tensor) -> float | Tensor:
@@ -238,7 +238,7 @@ class CRLCallback(Callback):
             self.counted = data
         if self.omega is not None:
             return self.omega
-        h = split_targets(plain(targets), n_classes)[0].sum(0)
+        h = split_targets(as_plain_tensor(targets), n_classes)[0].sum(0)
         self.seen = h if self.seen is None else self.seen + h
         return (self.seen / self.seen.sum().clamp_min(1) - 1 / n_classes).abs().sum() / 2
 

@@ -145,7 +145,7 @@ def relative_with_memory(scores, targets, rings, k, rho, margin):
         hardest = sorted((scores[j][c] for j in range(n) if targets[j][c] == 0), key=lambda p: -float(p))[:k]
         for a in inside:
             own = scores[a][c]
-            fellows = sorted([scores[i][c] for i in inside if i != a] + list(rings[c]), key=float)[:k]
-            each += [(abs(own - p), own - q) for p in fellows for q in hardest]
-            counts[c] += len(fellows) * len(hardest)
+            positives = sorted([scores[i][c] for i in inside if i != a] + list(rings[c]), key=float)[:k]
+            each += [(abs(own - p), own - q) for p in positives for q in hardest]
+            counts[c] += len(positives) * len(hardest)
     return (relative(each, margin) if each else None), counts

@@ -35,7 +35,7 @@ from compare_train import Config, evaluate, predict, train, tune
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 
-from fastai_crl._checks import choice
+from fastai_crl._checks import check_choice
 
 KEY = ("regime", "task", "base", "sampler", "crl", "lr", "stage", "seed")
 MULTI = ("bce", "weighted_bce", "focal", "asl", "db", "two_way", "logit_adjusted")
@@ -134,7 +134,7 @@ def keep_options(file: Path, options: dict[str, Any]) -> None:
 def check_names(given: str | None, known: tuple[str, ...]) -> None:
     """A ValueError for a name that is not known, in a list between commas."""
     for name in given.split(",") if given else ():
-        choice("name", name, known)
+        check_choice("name", name, known)
 
 
 def report(runs: Runs, out: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.preprocessing import MultiLabelBinarizer
 
 import fastai_crl.images.show  # noqa: F401  (registers how fastai shows such batches and results)
-from fastai_crl._checks import choice
+from fastai_crl._checks import check_choice
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
@@ -146,7 +146,7 @@ class HPADataLoaders(DataLoaders):
         fit the channels, transforms that fail on such images, and all that `check_folder` finds.
         """
         if sampler is not None:
-            choice("sampler", sampler, tuple(SAMPLERS))
+            check_choice("sampler", sampler, tuple(SAMPLERS))
         path = Path(path)
         images = ImageSet(path / folder, channels, pattern, size, bits=bits, stretch=stretch)
         channels = images.channels

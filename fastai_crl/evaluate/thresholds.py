@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
-from fastai_crl._checks import choice
+from fastai_crl._checks import check_choice
 
 from .metrics import balanced_by_label, decide, f1_by_label
 
@@ -254,7 +254,7 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 def _check(
     probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    choice("how", how, ("f1", "balanced", "rate"))
+    check_choice("how", how, ("f1", "balanced", "rate"))
     probs, targets = np.asarray(probs, float), np.asarray(targets)
     if probs.ndim != 2 or targets.shape != probs.shape:
         raise ValueError(

@@ -13,7 +13,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from fastai_crl._checks import choice, plain
+from fastai_crl._checks import as_plain_tensor, check_choice
 from fastai_crl.labels import label_counts
 
 __all__ = ["MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "RivalLoss", "make_loss"]
@@ -44,7 +44,7 @@ class RivalLoss(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits, targets = plain(logits).float(), plain(targets)
+        logits, targets = as_plain_tensor(logits).float(), as_plain_tensor(targets)
         targets = targets.long() if self.single_label else targets.float()
         if self.shift is not None:
             logits = logits + self.shift
@@ -62,7 +62,7 @@ class RivalLoss(nn.Module):
         if hasattr(self.func, "reduction"):
             self.func.reduction = value
         else:
-            choice("reduction", value, ("mean", "none"))
+            check_choice("reduction", value, ("mean", "none"))
             self.by_item = value == "none"
 
     def activation(self, x: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def make_loss(
     if single_label is None:
         single_label = name not in _MULTI if dls is None else torch.as_tensor(dls.train_ds[0][-1]).ndim == 0
     kind = "single-label" if single_label else "multi-label"
-    choice(f"loss of a {kind} task", name, SINGLE_LABEL_LOSSES if single_label else MULTI_LABEL_LOSSES)
+    check_choice(f"loss of a {kind} task", name, SINGLE_LABEL_LOSSES if single_label else MULTI_LABEL_LOSSES)
     make = (_SINGLE if single_label else _MULTI)[name]
     if "counts" in inspect.signature(make).parameters:
         options["counts"], options["n"] = _check_counts(name, counts, n, single_label, dls)

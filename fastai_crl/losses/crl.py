@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastai_crl._checks import check_arguments, check_batch, choice, plain
+from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, check_choice
 from fastai_crl.losses import criteria
 from fastai_crl.losses.hinge.loops import NUMBA, hinge_weights
 from fastai_crl.losses.hinge.tensors import hinge_sum
-from fastai_crl.mining.hard_samples import Hard, pairwise_distance, take
+from fastai_crl.mining.hard_samples import HardSamples, pairwise_distance, take
 from fastai_crl.mining.memory import PositiveMemory
 from fastai_crl.mining.profile import Level, Profile, Scope, limit, membership
 
@@ -62,8 +62,8 @@ class CRL(nn.Module):
             that probability, whose gradient does not vanish with p·(1 - p) where labels are rare.
         bins: τ, nodes of the distribution criterion's histograms, over [-1, 1] for probabilities, else over the range
             that the batch's scores or distances allow.
-        memory: past positives to keep per label. They are fellows for the batch's own anchors (as hard positives, with
-            no gradient), so one positive in the batch is enough. 0: none, the paper's method.
+        memory: past positives to keep per label. The batch's own anchors are compared with them too (as hard positives,
+            with no gradient), so one positive in the batch is enough. 0: none, the paper's method.
         max_age: batches after which a past positive is forgotten.
         frequency: (C,) how common each label is in the training set. Joint scope then takes the labels in that order
             rather than in the order of the batch's own counts, which say little where batches are resampled.
@@ -99,11 +99,11 @@ class CRL(nn.Module):
     ):
         super().__init__()
         check_arguments(k, rho, scope, level)
-        choice("criterion", criterion, CRITERIA)
-        choice("score_space", score_space, ("probability", "logit"))
+        check_choice("criterion", criterion, CRITERIA)
+        check_choice("score_space", score_space, ("probability", "logit"))
         if margin is not None and not 0 <= margin < math.inf:
             raise ValueError(f"margin={margin!r}: give a finite distance of at least 0, or None for the paper's.")
-        choice("average", average, ("triplet", "label"))
+        check_choice("average", average, ("triplet", "label"))
         if average == "label" and criterion not in ("relative", "ranking"):
             raise ValueError(f'average="label" needs criterion="relative" or "ranking", not {criterion!r}.')
         if criterion == "ranking" and (level == "instance" or memory):
@@ -160,8 +160,8 @@ class CRL(nn.Module):
             features = None
         elif features is None:
             raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
-        logits, targets = plain(logits), plain(targets)
-        features = None if features is None else plain(features)
+        logits, targets = as_plain_tensor(logits), as_plain_tensor(targets)
+        features = None if features is None else as_plain_tensor(features)
         check_batch(logits, targets, features, "logits")
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -243,13 +243,15 @@ class CRL(nn.Module):
             if hinge:
                 return counts, hinge_sum(profile, scores, past, self.k, margin, ranking, share)
             with torch.no_grad():
-                hard = Hard.by_score(profile, scores.detach(), self.k, past)
+                hard = HardSamples.by_score(profile, scores.detach(), self.k, past)
             own, near, far = take((scores, past), hard.anchor, hard.near, hard.far)
             to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
         else:
             past = None if past is None else profile.distance_to(features, past)
             with torch.no_grad():
-                hard = Hard.by_distance(profile, distance.detach(), self.k, None if past is None else past.detach())
+                hard = HardSamples.by_distance(
+                    profile, distance.detach(), self.k, None if past is None else past.detach()
+                )
             to_pos, to_neg = take((distance, past), hard.near, hard.far)
             if self.criterion == "relative":
                 share = None if share is None else share.index_select(0, hard.row)

@@ -9,7 +9,7 @@ import torch
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
-from fastai_crl._checks import choice, plain
+from fastai_crl._checks import as_plain_tensor, check_choice
 from fastai_crl.mining.profile import split_targets
 
 from .crl import CRITERIA, CRL, Criterion, ScoreSpace
@@ -42,7 +42,7 @@ def imbalance(counts: Sequence[float] | Tensor, how: Literal["move", "fill", "ra
         >>> imbalance([30, 10])
         0.25
     """
-    choice("how", how, ("move", "fill", "ratio"))
+    check_choice("how", how, ("move", "fill", "ratio"))
     h = torch.as_tensor(counts, dtype=torch.float64).flatten()
     if not len(h) or not bool(h.isfinite().all()) or bool((h < 0).any()) or not float(h.sum()) > 0:
         raise ValueError(f"counts={h.tolist()}: give one finite count per class, none negative, not all zero.")
@@ -98,7 +98,7 @@ class CRLLoss(nn.Module):
     @torch.no_grad()
     def _count(self, logits: Tensor, targets: Tensor) -> Tensor:
         """α from the labels of all batches so far, on their device."""
-        h = split_targets(plain(targets), logits.shape[1])[0].sum(0)
+        h = split_targets(as_plain_tensor(targets), logits.shape[1])[0].sum(0)
         self.seen = h if self.seen is None else self.seen.to(h.device) + h
         return (self.seen / self.seen.sum().clamp_min(1) - 1 / len(h)).abs().sum() / 2
 

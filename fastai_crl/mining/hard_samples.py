@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .profile import Profile
 
-__all__ = ["Hard", "flat", "negatives", "pairwise_distance", "take"]
+__all__ = ["HardSamples", "flat", "negatives", "pairwise_distance", "take"]
 
 _BIG = 1e30  # beyond any score or distance
 
@@ -43,15 +43,15 @@ def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def negatives(profile: Profile, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `far_bar` of `Hard`."""
+    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `far_bar` of `HardSamples`."""
     (n, m), device = scores.shape, scores.device
-    far = _lowest(torch.add(-scores, profile.closed, alpha=_BIG), min(k, n), 0).T
-    far_bar = _bar(profile.against, torch.arange(far.shape[1], device=device), scores.dtype)
+    far = _lowest(torch.add(-scores, profile.excluded, alpha=_BIG), min(k, n), 0).T
+    far_bar = _bar(profile.n_majority, torch.arange(far.shape[1], device=device), scores.dtype)
     return far * m + torch.arange(m, device=device)[:, None], far_bar
 
 
 @dataclass
-class Hard:
+class HardSamples:
     """Hard samples in R lists: one per label at class level, where anchors of a label share them, else one per anchor.
 
     All are places in a flattened matrix, padded with any valid one: (n, M) scores, or (n, n) distances.
@@ -70,7 +70,7 @@ class Hard:
         return lists.index_select(0, self.row) if self.shared else lists
 
     @classmethod
-    def by_score(cls, profile: Profile, scores: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+    def by_score(cls, profile: Profile, scores: Tensor, k: int, memory: Tensor | None = None) -> HardSamples:
         """Class level, from the (n, M) scores of the labels to mine (paper, eqs. 4 and 5).
 
         Places of the (M, R) scores in `memory` follow those of the batch.
@@ -82,7 +82,7 @@ class Hard:
         place, row = place.take(order), row.take(order)
         # The k + 1 lowest of a label serve all its anchors: without the anchor itself, or the last if it is not there.
         column = torch.arange(max(1, min(k, profile.most - 1)) + 1, device=device)
-        count = torch.constant_pad_nd(profile.count, (0, 1))
+        count = torch.constant_pad_nd(profile.n_minority, (0, 1))
         first = count.cumsum(0) - count
         near = place.take((first[:m, None] + column).clamp_max(profile.total - 1))
         rank = torch.arange(profile.total, device=device) - first.take(row)
@@ -105,7 +105,7 @@ class Hard:
     ) -> tuple[Tensor, Tensor]:
         """The k + 1 lowest of each label among the batch's own (near) and the memory, and the anchors' bars."""
         (m, r), size = memory.shape, scores.numel()
-        own = scores.take(near) - _bar(profile.count, column, scores.dtype)
+        own = scores.take(near) - _bar(profile.n_minority, column, scores.dtype)
         values = torch.cat([own, memory + (~profile.remembered) * _BIG], 1)
         places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
         near = places.gather(1, _lowest(values, min(k + 1, values.shape[1]), 1))
@@ -117,28 +117,28 @@ class Hard:
         return near, bar - (itself + last) * _BIG
 
     @classmethod
-    def by_distance(cls, profile: Profile, distance: Tensor, k: int, memory: Tensor | None = None) -> Hard:
+    def by_distance(cls, profile: Profile, distance: Tensor, k: int, memory: Tensor | None = None) -> HardSamples:
         """Instance level, from (n, n) distances (paper, eqs. 6 and 7).
 
         Places of the (A, R) distances in `memory`, of each anchor to its label's entries, follow those of the batch.
         """
-        (n, m), dtype = profile.inside.shape, distance.dtype
+        (n, m), dtype = profile.minority_side.shape, distance.dtype
         place, row = profile.anchors()
         count = torch.constant_pad_nd(profile.partners(), (0, 1)).take(row)
         place, row = place.clamp_max(n * m - 1), row.clamp_max(m - 1)
         sample = (place // m)[:, None]
         distance = distance.index_select(0, sample[:, 0])
-        inside, closed = (side.T.index_select(0, row) for side in (profile.inside, profile.closed))
-        others = inside.scatter_(1, sample, 0)
+        minority_side, excluded = (side.T.index_select(0, row) for side in (profile.minority_side, profile.excluded))
+        others = minority_side.scatter_(1, sample, 0)
         first = n * sample
         near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
         if memory is not None:
             near = torch.cat([near, (~profile.remembered).index_select(0, row) * _BIG - memory], 1)
         near = _lowest(near, max(1, min(k, profile.most - 1 + (0 if memory is None else memory.shape[1]))), 1)
-        far = _lowest(torch.add(distance, closed, alpha=_BIG), min(k, n), 1)
+        far = _lowest(torch.add(distance, excluded, alpha=_BIG), min(k, n), 1)
         column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
         near_bar = _bar(count, column[: near.shape[1]], dtype)
-        far_bar = _bar(profile.against, column[: far.shape[1]], dtype).index_select(0, row)
+        far_bar = _bar(profile.n_majority, column[: far.shape[1]], dtype).index_select(0, row)
         if memory is None:
             near = near + first
         else:

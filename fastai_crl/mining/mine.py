@@ -1,6 +1,6 @@
 """Batch-wise class profiling and hard-sample mining: sections 3.1 and 3.2 of the CRL paper (arXiv:1804.10851).
 
-The public face; `_profile` profiles a batch, `_hard` finds the hard samples, and the losses use those directly.
+The public face; `profile` profiles a batch, `hard_samples` finds the hard samples, and the losses use those directly.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastai_crl._checks import check_arguments, check_batch, plain
+from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch
 
-from .hard_samples import Hard, pairwise_distance
+from .hard_samples import HardSamples, pairwise_distance
 from .profile import Level, Profile, Scope, membership, minority, sides
 
 __all__ = ["Level", "Mined", "Scope", "mine", "minority_classes"]
@@ -51,8 +51,8 @@ def minority_classes(
     check_arguments(1, rho, scope, "class")
     if n_classes is None:
         n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
-    inside, _, _ = sides(membership(targets, n_classes), scope)
-    return minority(inside.sum(0), len(targets), rho, scope, frequency)
+    minority_side, _, _ = sides(membership(targets, n_classes), scope)
+    return minority(minority_side.sum(0), len(targets), rho, scope, frequency)
 
 
 @dataclass
@@ -142,7 +142,7 @@ def mine(
         features = None
     elif features is None:
         raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
-    k, scores, targets = int(k), plain(scores), plain(targets)
+    k, scores, targets = int(k), as_plain_tensor(scores), as_plain_tensor(targets)
     check_batch(scores, targets, features)
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -153,14 +153,14 @@ def mine(
             return Mined(none, none, pairs, pairs > 0, pairs, pairs > 0, None, n_classes)
         profile = Profile.of(membership(targets, n_classes, scores.dtype), rho, scope)
         if features is None:
-            hard = Hard.by_score(profile, profile.scores(scores), k)
-            near, far = (hard.each(places) // len(profile.count) for places in (hard.near, hard.far))
+            hard = HardSamples.by_score(profile, profile.scores(scores), k)
+            near, far = (hard.each(places) // len(profile.n_minority) for places in (hard.near, hard.far))
         else:
-            hard = Hard.by_distance(profile, pairwise_distance(plain(features)), k)
+            hard = HardSamples.by_distance(profile, pairwise_distance(as_plain_tensor(features)), k)
             near, far = hard.near % n, hard.far % n
         positive_mask = hard.near_bar == 0
         return Mined(
-            anchor=hard.anchor // len(profile.count),
+            anchor=hard.anchor // len(profile.n_minority),
             label=profile.labels().take(hard.row),
             positive=near,
             positive_mask=positive_mask,

@@ -50,14 +50,14 @@ def limit(rho: float, n: int) -> int:
 
 
 def minority(
-    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, fellows: Tensor | int = 0
+    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, partners: Tensor | int = 0
 ) -> Tensor:
     """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
 
-    `frequency`, (C,), sorts the labels in joint scope instead of h. `fellows`, (C,) or one for all, count towards the
+    `frequency`, (C,), sorts the labels in joint scope instead of h. `partners`, (C,) or one for all, count towards the
     two samples that a class needs.
     """
-    enough = h >= max(1, 2 - fellows) if isinstance(fellows, int) else (h >= 1) & (h + fellows >= 2)
+    enough = (h >= 1) & (h + partners >= 2)
     if scope == "attribute":
         return (h <= limit(rho, n)) & enough
     if frequency is None:
@@ -75,11 +75,11 @@ def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
     Returns (n, C): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
     whether the minority is the label's negatives (attribute scope, else None).
     """
-    inside, closed = y.floor(), y.ceil()
+    minority_side, excluded = y.floor(), y.ceil()
     if scope == "joint":
-        return inside, closed, None
-    flipped = 2 * inside.sum(0) > len(y)
-    return torch.where(flipped, 1 - closed, inside), torch.where(flipped, 1 - inside, closed), flipped
+        return minority_side, excluded, None
+    flipped = 2 * minority_side.sum(0) > len(y)
+    return torch.where(flipped, 1 - excluded, minority_side), torch.where(flipped, 1 - minority_side, excluded), flipped
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Profile:
 
     label: Tensor | None  # (M,) long; None: all labels, in order
     flipped: Tensor | None  # (M,) bool: the minority is the label's negatives (attribute scope)
-    inside: Tensor  # (n, M) 1 for the minority side, all 0 where the label is not to be mined
-    closed: Tensor  # (n, M) 0 for the other side, else 1
-    count: Tensor  # (M,) long: minority samples
-    against: Tensor  # (M,) long: samples of the other side
+    minority_side: Tensor  # (n, M) 1 for the minority side, all 0 where the label is not to be mined
+    excluded: Tensor  # (n, M) 0 for the other side, whose samples can be negatives, else 1
+    n_minority: Tensor  # (M,) long: minority samples
+    n_majority: Tensor  # (M,) long: samples of the other side
     most: int  # the most minority samples that one label can have
     total: int  # the most that all labels can have together: the number of anchors
     remembered: Tensor | None = None  # (M, R) bool: entries of a memory that are minority samples too
@@ -104,33 +104,33 @@ class Profile:
         scope: Scope,
         frequency: Tensor | None = None,
         remembered: Tensor | None = None,
-        lone: bool = False,
+        lone_positive: bool = False,
     ) -> Profile:
         """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
 
-        `lone`: a class needs one sample only, as its anchors are compared with negatives alone.
+        `lone_positive`: a class needs one sample only, as its anchors are compared with negatives alone.
         """
         (n, n_classes), bound = y.shape, limit(rho, y.shape[0])
-        inside, closed, flipped = sides(y, scope)
-        h, label = inside.sum(0), None
+        minority_side, excluded, flipped = sides(y, scope)
+        h, label = minority_side.sum(0), None
         if remembered is not None and flipped is not None:
             remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
-        small = minority(h, n, rho, scope, frequency, int(lone) if remembered is None else remembered.sum(1))
+        small = minority(h, n, rho, scope, frequency, int(lone_positive) if remembered is None else remembered.sum(1))
         most = max(1, bound if scope == "joint" else min(bound, n // 2))
         if scope == "joint" and 4 * bound < n_classes:  # few of them can be minority: worth the selecting
-            each = 1 if lone or remembered is not None else 2
+            each = 1 if lone_positive or remembered is not None else 2
             label = small.argsort(descending=True, stable=True)[: max(1, bound // each)]
             h, small = h.take(label), small.take(label)
-            inside, closed = inside.index_select(1, label), closed.index_select(1, label)
+            minority_side, excluded = minority_side.index_select(1, label), excluded.index_select(1, label)
             remembered = None if remembered is None else remembered.index_select(0, label)
-        against = torch.rsub(closed.sum(0), n)
-        used = (small & (against > 0)).to(y.dtype)
+        n_majority = torch.rsub(excluded.sum(0), n)
+        used = (small & (n_majority > 0)).to(y.dtype)
         total = most if scope == "joint" else n_classes * most
-        count, against = (h * used).long(), against.long()
-        return cls(label, flipped, inside * used, closed, count, against, most, total, remembered)
+        n_minority, n_majority = (h * used).long(), n_majority.long()
+        return cls(label, flipped, minority_side * used, excluded, n_minority, n_majority, most, total, remembered)
 
     def labels(self) -> Tensor:
-        return torch.arange(len(self.count), device=self.count.device) if self.label is None else self.label
+        return torch.arange(len(self.n_minority), device=self.n_minority.device) if self.label is None else self.label
 
     def scores(self, scores: Tensor) -> Tensor:
         """Scores of being in each label's minority, (n, C) -> (n, M): a flipped one's rise as the label's fall."""
@@ -139,11 +139,11 @@ class Profile:
 
     def partners(self) -> Tensor:
         """Positives that an anchor of each label is compared with, (M,) long; -1 or more where it has none."""
-        return self.count - 1 if self.remembered is None else self.count - 1 + self.remembered.sum(1)
+        return self.n_minority - 1 if self.remembered is None else self.n_minority - 1 + self.remembered.sum(1)
 
     def pairs(self, k: int) -> Tensor:
         """Pairs of an anchor and a hard negative of each label, (M,) long."""
-        return self.count * self.against.clamp_max(k)
+        return self.n_minority * self.n_majority.clamp_max(k)
 
     def triplets(self, k: int) -> Tensor:
         """Triplets of each label, (M,) long."""
@@ -158,15 +158,15 @@ class Profile:
 
         Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
         """
-        n, m = self.inside.shape
-        slot = torch.arange(self.total, device=self.count.device, dtype=self.inside.dtype)
+        n, m = self.minority_side.shape
+        slot = torch.arange(self.total, device=self.n_minority.device, dtype=self.minority_side.dtype)
         # The next one stands where the running count first passes its number: `nonzero` of static size.
-        place = torch.searchsorted(self.inside.flatten().cumsum(0), slot, right=True)
+        place = torch.searchsorted(self.minority_side.flatten().cumsum(0), slot, right=True)
         return place, (place % m).masked_fill_(place == n * m, m)
 
     def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
         """Distances of anchors to the (M, R, d) remembered embeddings of their labels, (A, R); 0 has gradient 0."""
-        n, m = self.inside.shape
+        n, m = self.minority_side.shape
         place, row = self.anchors()
         own = features.to(past.dtype).index_select(0, place.clamp_max(n * m - 1) // m)
         squared = (own[:, None] - past.index_select(0, row.clamp_max(m - 1))).square().sum(2)

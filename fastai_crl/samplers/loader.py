@@ -10,7 +10,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import num_distrib
 from scipy import sparse
 
-from fastai_crl._checks import choice
+from fastai_crl._checks import check_choice
 
 from .repeat_factor import SAMPLERS
 
@@ -79,7 +79,7 @@ class SampledDL(TfmdDL):
         **kwargs: Any,
     ):
         if isinstance(sampler, str):
-            choice("sampler", sampler, tuple(SAMPLERS))
+            check_choice("sampler", sampler, tuple(SAMPLERS))
             if bs is None:
                 raise ValueError("bs=None: a sampler makes batches, give their size.")
         self._sampler, self._made, self._targets, self._options = sampler, None, targets, dict(sampler_kwargs or {})

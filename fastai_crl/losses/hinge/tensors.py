@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastai_crl.mining.hard_samples import Hard, flat, negatives
+from fastai_crl.mining.hard_samples import HardSamples, flat, negatives
 from fastai_crl.mining.profile import Profile
 
 __all__ = ["hinge_sum"]
@@ -27,7 +27,7 @@ def hinge_sum(
 ) -> Tensor:
     """Sum of the hinges of all triplets, or (`ranking`) of all pairs of an anchor and a hard negative.
 
-    Takes the (n, M) scores of the labels to mine, the (M, R) scores in the memory, which are fellows of the anchors
+    Takes the (n, M) scores of the labels to mine, the (M, R) scores in the memory, which are positives of the anchors
     (not for ranking), and (M,) what a triplet of each label counts, None for 1.
     """
     with torch.no_grad():
@@ -40,7 +40,7 @@ def _relative(
     profile: Profile, scores: Tensor, memory: Tensor | None, k: int, margin: float, share: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Places of scores in the flattened matrices, their weights, and the number of active hinges."""
-    hard = Hard.by_score(profile, scores, k, memory)
+    hard = HardSamples.by_score(profile, scores, k, memory)
     own, row = scores.take(hard.anchor)[:, None], hard.row
     near, far = flat((scores, memory)).take(hard.near), scores.take(hard.far) + hard.far_bar
     gap, to_neg = own - near.index_select(0, row), own - far.index_select(0, row)
