@@ -645,3 +645,14 @@ def test_the_store_says_what_it_holds(root):
 def test_to_tensor_is_what_blocks_add(root):
     # What makes a loader go item by item is any other item transform: this one is fastai's own.
     assert [type(f) for f in load(root, True).train.after_item.fs] == [ToTensor]
+
+
+def test_a_pipe_in_place_of_a_packed_file_is_not_waited_for(root):
+    p = packed(root)
+    file = root / "train" / f"{p.ids[1]}_red.png"
+    file.unlink()
+    os.mkfifo(file)
+    assert p.get(root / "train" / p.ids[1]) is None
+    for check in (True, False):
+        with pytest.raises(ValueError, match=rf"{file.name}.*it is a named pipe"):
+            packed(root, check=check)

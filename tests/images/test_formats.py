@@ -499,3 +499,38 @@ def test_a_flipped_bit_in_the_header_of_a_png(tmp_path, at):
         (tmp_path / "a.png").write_bytes(data)
         refused(tmp_path / "a.png", "header is cut off or damaged")
         data[at] ^= 1 << bit
+
+
+def test_netpbm_of_other_depths_and_jpeg_2000(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 4095\n" + struct.pack(">HHH", 4095, 2048, 0))
+    same(tmp_path / "a.pgm", np.array([[255, 128, 0]], np.uint8))
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "a.jp2")
+    same(tmp_path / "a.jp2", GREY)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 16), (16, 0), (0, 0)])
+def test_sides_of_no_pixels(tmp_path, width, height):
+    bmp = io.BytesIO()
+    Image.fromarray(GREY).save(bmp, "BMP")
+    jpeg = io.BytesIO()
+    Image.fromarray(GREY).save(jpeg, "JPEG")
+    data, at = jpeg.getvalue(), jpeg.getvalue().index(b"\xff\xc0") + 5
+    files = {
+        "a.png": png(width, height),
+        "a.bmp": bmp.getvalue()[:18] + struct.pack("<ii", width, height) + bmp.getvalue()[26:],
+        "a.jpg": data[:at] + struct.pack(">HH", height, width) + data[at + 4 :],
+        "a.pgm": b"P5 %d %d 255\n" % (width, height),
+        "a.tif": with_tag(with_tag(tiff(GREY), "ImageWidth", width), "ImageLength", height),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, "")
+
+
+def test_a_page_that_names_itself_as_part_of_it(tmp_path):
+    data = bytearray(tiff(STACK, software="abc", ome=True, metadata={"axes": "CYX"}))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as t:
+        page = t.pages[0]
+        struct.pack_into("<HHII", data, page.tags["Software"].offset, 330, 4, 1, page.offset)  # SubIFDs
+    (tmp_path / "a.tif").write_bytes(data)
+    same(tmp_path / "a.tif", STACK, 4)

@@ -25,7 +25,7 @@ def open_with_pillow(file: Input, n: int) -> Source:
     frames, mode = getattr(im, "n_frames", 1), im.mode
     if frames not in (1, n):
         raise ValueError(f"it holds {frames} frames where {n} channels are expected: save one image alone")
-    if mode == "F" or (mode.startswith("I") and im.format not in ("PNG", "PPM")):
+    if mode == "F" or (mode == "I" and im.format not in ("PNG", "PPM")):
         raise ValueError(f"its pixels are of a kind ({mode}) without a fixed range: save it with 8 or 16 bits")
     grey = mode in ("L", "1", "LA", "La") or mode.startswith("I") or (mode in ("P", "PA") and n in (1, frames))
     colours = "RGBA" if mode == "RGBA" or im.has_transparency_data else "RGB"

@@ -1,42 +1,29 @@
-"""TIFF, by tifffile: pages or a channel axis, OME and ImageJ, every strip and tile of the length that it must have.
+"""TIFF, by tifffile: pages or a channel axis, OME and ImageJ.
 
 tifffile is made to read what it can of any file: what it does not find becomes zeros, and pages of the same file are
 taken to be alike. Here, pixels are those of the file or there are none.
 """
 
-import io
 import logging
 import math
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, BinaryIO
 
-import imagecodecs
 import numpy as np
-from PIL import Image
-from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries, logger
+from tifffile import PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries, logger
 
-from .base import Input, Reader, Source, check_pixels
+from .base import Input, Reader, Source
 from .intensity import brightness
 from .pillow import open_with_pillow
+from .tiff_pages import by_bytes, check_overlap, check_page, dtype_of, read_page
 
 __all__ = ["TIFF_READER"]
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SPARE_PAGES = 1000  # more than the channels: these are counted one by one for the message, more are not
-# What decodes to bytes of a length that can be compared with that of the pixels.
-_BYTES = {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
-_BYTES |= {COMPRESSION.ZSTD, COMPRESSION.LZMA}
-# What decodes to a picture, whose own header is compared with that of the page.
-_PICTURES = {
-    COMPRESSION.JPEG: "JPEG",
-    COMPRESSION.JPEG2000: "JPEG2000",
-    COMPRESSION.WEBP: "WEBP",
-    COMPRESSION.PNG: "PNG",
-}
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)
 _CLAIM = "save the channels of one image alone, as a plain TIFF"
 
@@ -81,103 +68,6 @@ def _check_chain(f: BinaryIO, start: bytes, most: int) -> None:
         (at,) = struct.unpack(order + offset, f.read(struct.calcsize(offset)))
 
 
-def _check_page(page: TiffPage, end: int) -> None:
-    """Raise ValueError for a page that lies about its pixels, or lacks some of them."""
-    sides = [page.imagelength, page.imagewidth, *((page.tilelength, page.tilewidth) if page.is_tiled else ())]
-    if not all(isinstance(v, int) for v in [*sides, page.bitspersample]):  # tuples, with a damaged count
-        raise ValueError("its header is damaged, or its samples are of different depth")
-    shown, bits = page.tags.get("PhotometricInterpretation"), page.tags.get("BitsPerSample")
-    if shown is None or shown.count != 1 or (bits is not None and bits.count not in (1, page.samplesperpixel)):
-        raise ValueError(
-            "its header is damaged: it lacks what its values stand for, or gives the depth of other samples"
-        )
-    if page.dtype is None:
-        raise ValueError(f"its pixels, of {page.bitspersample} bits, are of no known kind")
-    if not _by_bytes(page) and page.compression not in _PICTURES:
-        raise ValueError(f"compression {page.compression:d} is not read: save it with LZW, deflate, or none")
-    check_pixels(*sides[:2])
-    check_pixels(*sides[-2:])
-    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    listed = page.tags.get(324 if page.is_tiled else 273)  # offsets: tifffile forgets those of too many
-    if page.imagedepth != 1 or listed is None or not len(segments) == listed.count == math.prod(page.chunked):
-        raise ValueError("truncated: it lies about where its pixels are, or lacks some of them")
-    plain = page.compression == COMPRESSION.NONE
-    for i, (offset, size) in enumerate(segments):
-        pixels, full = _lengths(page, i) if plain else (1, size)
-        if size < pixels or offset < 8 or offset + size > end:
-            raise ValueError("truncated: it lies about where its pixels are, or lacks some of them")
-        if size not in (pixels, full):
-            raise ValueError("damaged: it holds other pixels than its header claims")
-
-
-def _check_overlap(pages: list[TiffPage]) -> None:
-    """Raise ValueError for pixels that lie over other pixels, or over the header; equal tiles may be stored once."""
-    taken = {(0, 8), *((p.offset, p.offset + 12 * len(p.tags)) for p in pages)}
-    taken |= {(at, at + size) for p in pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)}
-    spans = sorted(taken)
-    if any(end > start for (_, end), (start, _) in pairwise(spans)):
-        raise ValueError("damaged: it says that pixels lie where other things do")
-
-
-def _lengths(page: TiffPage, index: int) -> tuple[int, int]:
-    """Return how many bytes of pixels a strip or tile holds, and how many if it is a last strip that was filled up."""
-    _, _, (_, rows, width, samples) = page.decode(None, index)
-    row = -(-width * samples * page.bitspersample // 8)
-    return row * rows, row * _full_rows(page)
-
-
-def _full_rows(page: TiffPage) -> int:
-    return page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-
-
-def _read(f: BinaryIO, page: TiffPage) -> np.ndarray:
-    """Return the pixels of one page, of shape `page.shape`; less than 8 bits are scaled to 8."""
-    out = np.empty(page.shaped, _dtype(page))
-    tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression == 7 else {}
-    for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-        f.seek(offset)
-        data = f.read(size)
-        _, (s, _, y, x, _), shape = page.decode(None, i)
-        if _by_bytes(page):
-            segment = _unpack(page, data, shape, *_lengths(page, i))
-        else:
-            with Image.open(io.BytesIO(data), formats=[_PICTURES[page.compression]]) as picture:
-                if picture.width != shape[2] or picture.height not in (shape[1], _full_rows(page)):
-                    raise ValueError("damaged: its pixels and its header do not fit each other")
-            segment = page.decode(data, i, **tables)[0]
-        to = out[s, 0, y : y + shape[1], x : x + shape[2]]
-        to[:] = segment[0, : to.shape[0], : to.shape[1]]
-    return out.reshape(page.shape)
-
-
-def _unpack(page: TiffPage, data: bytes, shape: tuple[int, ...], pixels: int, full: int) -> np.ndarray:
-    """Return one strip or tile, of `pixels` or, filled up, `full` bytes; ValueError for any other length."""
-    bits = page.bitspersample
-    if page.fillorder == 2:
-        data = imagecodecs.bitorder_decode(data)
-    if page.compression != COMPRESSION.NONE:
-        data = TIFF.DECOMPRESSORS[page.compression](data, out=full + 1)
-    if len(data) not in (pixels, full):
-        raise ValueError("damaged: its pixels and its header do not fit each other")
-    if bits != 8 * page.dtype.itemsize:
-        a = imagecodecs.packints_decode(data[:pixels], _dtype(page), bits, runlen=shape[2] * shape[3])
-    else:
-        a = np.frombuffer(data[:pixels], page.dtype.newbyteorder(page.parent.byteorder))
-    a = a.reshape(shape).astype(_dtype(page))
-    if page.predictor != 1:
-        a = TIFF.UNPREDICTORS[page.predictor](a, axis=-2)
-    return a
-
-
-def _dtype(page: TiffPage) -> np.dtype:
-    return np.dtype(np.uint8) if page.dtype == bool else page.dtype
-
-
-def _by_bytes(page: TiffPage) -> bool:
-    whole = page.bitspersample == 8 * page.dtype.itemsize
-    return page.compression in _BYTES and (page.predictor == 1 or (page.predictor == 2 and whole))
-
-
 def _series(tif: TiffFile, pages: list[TiffPage]) -> TiffPageSeries:
     """Return the one image that a file holds, or raise ValueError if it claims other planes than it has."""
     series = tif.series
@@ -204,8 +94,8 @@ def _open(file: Input, n: int) -> Source:
         if any(p.photometric not in _SHOWN for p in pages):
             return open_with_pillow(file, n)
         for p in pages:
-            _check_page(p, end)
-        _check_overlap(pages)
+            check_page(p, end)
+        check_overlap(pages)
         page, *more = pages
         if any(_kind(p) != _kind(page) for p in more):
             raise ValueError("it holds images of different size or kind, save the channels of one image alone")
@@ -229,7 +119,10 @@ def _open(file: Input, n: int) -> Source:
         if behind:
             a = series.asarray(maxworkers=1)
         else:
-            a = np.stack([_read(f, pages[p.index]) for p in series.pages]).reshape(series.shape)
+            a = np.empty((len(pages), *page.shaped), dtype_of(page))
+            for p, out in zip(series.pages, a, strict=True):
+                read_page(f, pages[p.index], out)
+            a = a.reshape(series.shape)
         a = np.moveaxis(a, -1, 0) if last else a.reshape(shape)
         if tables is None:
             white = 2**page.bitspersample - 1
@@ -243,11 +136,11 @@ def _open(file: Input, n: int) -> Source:
         height,
         width,
         decode,
-        _dtype(page),
+        dtype_of(page),
         white=2**page.bitspersample - 1 if page.dtype == np.uint16 else None,
         colour=coloured or (page.photometric == PHOTOMETRIC.RGB and planes in (3, 4)),
         inverted=page.photometric == PHOTOMETRIC.MINISWHITE,
-        intact=tables is None and _by_bytes(page) and page.dtype in (np.uint8, np.uint16),
+        intact=tables is None and by_bytes(page) and page.dtype in (np.uint8, np.uint16),
     )
 
 
@@ -259,7 +152,7 @@ def _tables(pages: list[TiffPage]) -> list[np.ndarray] | None:
     """Return the table of colours (k,3) of each page, uint8; None for pages without."""
     if pages[0].photometric != PHOTOMETRIC.PALETTE:
         return None
-    if any(p.colormap is None or _dtype(p) != np.uint8 for p in pages):
+    if any(p.colormap is None or dtype_of(p) != np.uint8 for p in pages):
         raise ValueError("it lacks its table of colours")
     return [(p.colormap.T >> (8 if p.colormap.max() > 255 else 0)).astype(np.uint8) for p in pages]
 
