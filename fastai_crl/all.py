@@ -13,7 +13,7 @@ from fastai_crl.callback import CRLCallback
 from fastai_crl.data.leaks import find_leaks
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, check_folder, image_ids
 from fastai_crl.data.report import FolderReport, check
-from fastai_crl.data.splits import add_folds, label_counts
+from fastai_crl.data.splits import add_folds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import (
     CalibrationError,
@@ -34,6 +34,7 @@ from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_S
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.duplicates import duplicate_groups
 from fastai_crl.images.image_set import ImageSet
+from fastai_crl.labels import label_counts, read_labels
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
@@ -101,6 +102,7 @@ __all__ = [
     "minority_classes",
     "pack",
     "rate_thresholds",
+    "read_labels",
     "set_thresholds",
     "show_predictions",
     "with_sampler",

@@ -149,10 +149,26 @@ def test_auto_alpha(tmp_path, hpa_dls):
     learn.fit(1)
     targets = torch.stack([y for _, y in hpa_dls.train_ds])
     assert learn.crl.alphas == pytest.approx([imbalance(targets.sum(0))] * len(learn.crl.alphas))
-    # A data set that does not tell its labels apart: Ω of the labels seen so far.
     learn = make_learner(tmp_path, CRLCallback(schedule=full))
     learn.fit(1)
     y = learn.dls.train.dataset.tensors[1]
+    assert learn.crl.alphas == pytest.approx([imbalance(y.sum(0))] * 2)
+
+    class Items(torch.utils.data.Dataset):
+        """A data set that does not tell its labels apart: Ω of the labels seen so far."""
+
+        def __init__(self, data):
+            self.data = data
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, i):
+            return self.data[i]
+
+    learn = make_learner(tmp_path, CRLCallback(schedule=full))
+    learn.dls.train.dataset = Items(learn.dls.train.dataset)
+    learn.fit(1)
     assert learn.crl.alphas == pytest.approx([imbalance(y[:32].sum(0)), imbalance(y.sum(0))])
 
 

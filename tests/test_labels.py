@@ -1,23 +1,242 @@
-"""Names and counts of labels."""
+"""Labels of data sets, read without their images, against those that training gets."""
 
+import gc
+import time
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
+import pytest
 import torch
-from fastai.data.core import DataLoaders
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
+from fastai.data.core import DataLoaders, Datasets
+from fastai.data.transforms import ColReader, IndexSplitter, ItemGetter, RegexLabeller, parent_label
+from torch.utils.data import Subset, TensorDataset
 
-from fastai_crl.labels import label_counts, label_names
+from fastai_crl import labels
+from fastai_crl.evaluate.metrics import MeanAPByGroup
+from fastai_crl.labels import label_counts, label_names, read_labels
+
+TEXT = ["a b", "", "b", "c a", "b", "a", "c b a", "a b"] * 5
+ONE = [t.split()[0] if t else "d" for t in TEXT]
+FRAME = pd.DataFrame({"id": [f"i{k}" for k in range(40)], "name": TEXT, "one": ONE, "n": [k % 3 for k in range(40)]})
+FRAME = FRAME.assign(**{c: [int(c in t.split()) for t in TEXT] for c in "abc"})
+NESTED = [(f"i{k}", t.split()) for k, t in enumerate(TEXT)]
+PATHS = [Path(f"/none/{one}/i{k}.png") for k, one in enumerate(ONE)]
+BY_ID = dict(zip(FRAME["id"], TEXT, strict=True))
 
 
-def test_counts_and_names_of_a_csv(hpa, hpa_dls):
-    counts = label_counts(hpa_dls.train, len(hpa_dls.vocab))
-    table = pd.read_csv(hpa / "train.csv", dtype=str, keep_default_na=False)
-    rows = table[table.Id.isin(hpa_dls.train_ds.items.Id)].Target.str.split()
-    assert counts.tolist() == [int(rows.map(lambda r, v=v: v in r).sum()) for v in hpa_dls.vocab]
+def fail(o):
+    raise AssertionError("an image was opened")
+
+
+def opened(items, block, get_y=None, n=40, **kwargs):
+    """Data sets whose inputs cannot be opened."""
+    block = DataBlock(
+        (TransformBlock(type_tfms=[]), block), get_y=get_y, splitter=IndexSplitter(range(n - 10, n)), **kwargs
+    )
+    sets = block.datasets(items)
+    sets.tls[0].tfms.fs[:] = [fail]
+    return sets
+
+
+def by_pipeline(sets, i):
+    """The oracle: labels (n, C) as fastai's pipeline gives them, one item after the other."""
+    targets = sets.subset(i).tls[-1]
+    y = np.stack([np.asarray(targets[k]) for k in range(len(targets))])
+    return np.eye(len(sets.vocab), dtype=bool)[y] if y.ndim == 1 else y == 1
+
+
+MULTI = MultiCategoryBlock
+WAYS = {
+    "column, split": (FRAME, MULTI, ColReader("name", label_delim=" ")),
+    "column by place": (FRAME, MULTI, ColReader(1, label_delim=" ")),
+    "function of a row": (FRAME, MULTI, lambda r: r["name"].split()),
+    "attribute of a row": (FRAME, CategoryBlock, lambda r: r.one),
+    "place of a row": (FRAME, CategoryBlock, lambda r: r.iloc[2]),
+    "numbers": (FRAME, CategoryBlock, ColReader("n")),
+    "whole Series": (FRAME, MULTI, lambda r: r.to_dict()["name"].split()),
+    "name of a row": (FRAME, CategoryBlock, lambda r: str(r.name % 4)),
+    "a column called name": (FRAME, CategoryBlock, lambda r: "x" if isinstance(r.name, str) else "y"),
+    "one-hot": (FRAME, MULTI(encoded=True, vocab=list("abc")), ColReader(list("abc"))),
+    "two columns": (FRAME, MULTI, lambda r: {r["one"], str(r["n"])}),
+    "prefix": (FRAME, CategoryBlock, ColReader("one", pref="p_")),
+    "missing category": (FRAME, CategoryBlock(vocab=["a", "b"], add_na=True), ColReader("one")),
+    "vocabulary": (FRAME, MULTI(vocab=list("zcba")), ColReader("name", label_delim=" ")),
+    "folder": (PATHS, CategoryBlock, parent_label),
+    "name of a file": (PATHS, CategoryBlock, RegexLabeller(r"i\d*(\d)\.png")),
+    "look-up": (list(BY_ID), MULTI, lambda i: BY_ID[i].split()),
+    "array": (np.arange(40), CategoryBlock, lambda i: ONE[i]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_labels_are_those_of_the_pipeline(way):
+    sets = opened(*WAYS[way])
+    for i in (0, 1):
+        wanted = by_pipeline(sets, i)
+        found = read_labels(sets.subset(i))
+        assert found.dtype == bool and (found.toarray() == wanted).all(), way
+        assert label_counts(sets.subset(i)).tolist() == wanted.sum(0).tolist()
+
+
+def test_items_of_two_parts():
+    getters = [ItemGetter(0), ItemGetter(1)]
+    block = DataBlock((TransformBlock, MultiCategoryBlock), getters=getters, splitter=IndexSplitter([1]))
+    sets = block.datasets(NESTED)
+    assert (read_labels(sets.train).toarray() == by_pipeline(sets, 0)).all()
+
+
+def test_several_inputs():
+    block = DataBlock(
+        (TransformBlock, TransformBlock, CategoryBlock),
+        n_inp=2,
+        getters=[ColReader("id"), ColReader("n"), ColReader("one")],
+        splitter=IndexSplitter([0]),
+    )
+    assert label_counts(block.datasets(FRAME).train).sum() == 39
+
+
+def test_labels_of_a_csv(hpa, hpa_dls):
+    table = pd.read_csv(hpa / "train.csv", dtype=str, keep_default_na=False).set_index("Id")["Target"]
+    for dl in hpa_dls:
+        found = read_labels(dl)
+        for row, item in zip(found.toarray(), dl.dataset.items["Id"], strict=True):
+            assert {hpa_dls.vocab[c] for c in row.nonzero()[0]} == set(table[item].split())
+
+
+def test_one_meaning_of_counts(hpa_dls):
+    counts = [label_counts(s) for s in (hpa_dls, hpa_dls.train, hpa_dls.train_ds)]
+    assert counts[0].dtype == torch.long and all(torch.equal(c, counts[0]) for c in counts)
+    assert torch.equal(label_counts(hpa_dls.train, hpa_dls.c), counts[0])
+    assert not torch.equal(label_counts(hpa_dls.valid), counts[0])
+    MeanAPByGroup(label_counts(hpa_dls.train, hpa_dls.c))
+
+
+def test_names(hpa_dls):
     assert label_names(hpa_dls, len(hpa_dls.vocab)) == list(hpa_dls.vocab)
     assert label_names(hpa_dls, 3) == ["0", "1", "2"]
 
 
-def test_data_without_a_label_pipeline():
-    data = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.zeros(4, 2))
-    dls = DataLoaders.from_dsets(data, data, bs=2, num_workers=0, device="cpu")
-    assert label_counts(dls.train, 2) is None
-    assert label_names(dls, 2) == ["0", "1"]
+def test_plain_data_sets():
+    x, y = torch.rand(6, 3), torch.tensor([0, 2, 2, 1, 0, 2])
+    hot = torch.eye(3)[y]
+    for data in (TensorDataset(x, y), TensorDataset(x, hot), TensorDataset(x, hot.bool())):
+        loader = torch.utils.data.DataLoader(data, 2)
+        assert label_counts(loader).tolist() == [2, 1, 3]
+        assert label_counts(DataLoaders(loader, loader), 3).tolist() == [2, 1, 3]
+        assert label_counts(Subset(data, [5, 1])).tolist() == [0, 0, 2]
+    assert label_counts(TensorDataset(x, y), 5).tolist() == [2, 1, 3, 0, 0]
+    assert label_names(DataLoaders(loader, loader), 2) == ["0", "1"]
+
+    class Opens(torch.utils.data.Dataset):
+        __getitem__ = fail
+
+        def __len__(self):
+            return 6
+
+    assert read_labels(Opens()) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TensorDataset(torch.rand(4, 3)),
+        TensorDataset(torch.rand(4, 3), torch.tensor([0, -1, 1, 1])),
+        TensorDataset(torch.rand(4, 3), torch.rand(4)),
+        TensorDataset(torch.rand(4, 3), torch.rand(4, 2) * 9),
+        TensorDataset(torch.rand(4, 3), torch.full((4, 2), torch.nan)),
+        TensorDataset(torch.rand(4, 3), torch.zeros(4, 2, 2)),
+        TensorDataset(),
+    ],
+)  # fmt: skip
+def test_targets_that_are_no_labels(data):
+    if data.tensors:
+        assert read_labels(data) is None
+
+
+def test_targets_that_do_not_fit():
+    sets = opened(FRAME, MultiCategoryBlock, ColReader("name", label_delim=" "))
+    assert read_labels(sets.train, 4) is None and read_labels(sets.train, 2) is None
+    assert read_labels(opened(FRAME, RegressionBlock, ColReader("n")).train) is None
+
+
+def test_targets_without_encoding():
+    y = torch.tensor([[1.0, 0.0], [0.0, 0.5], [1.0, 1.0]])
+    sets = Datasets([0, 1, 2], [[fail], [lambda i: y[i]]], do_setup=False)
+    assert read_labels(sets).toarray().tolist() == [[True, False], [False, False], [True, True]]
+
+
+def test_a_quick_reading_that_would_be_wrong_is_not_taken():
+    """A getter that sees more than the columns gets real rows."""
+    sets = opened(FRAME, CategoryBlock, lambda r: "light" if type(r) is not pd.Series else "real")
+    assert list(sets.vocab) == ["real"] and read_labels(sets.train).sum() == 30
+
+
+def test_faults_of_a_getter_are_raised():
+    sets = opened(FRAME, CategoryBlock(vocab=["a"]), ColReader("one"))
+    with pytest.raises(KeyError, match="not included in the training dataset"):
+        read_labels(sets.train)
+
+
+def test_slow_targets_cost_no_time():
+    calls = []
+
+    def get(i):
+        calls.append(i)
+        time.sleep(0.002)
+        return "ab"[i % 2]
+
+    sets = opened(list(range(20_000)), CategoryBlock(vocab=list("ab")), get, n=20_000)
+    start, before = time.perf_counter(), len(calls)
+    for _ in range(3):
+        assert read_labels(sets.subset(0)) is None
+    train = sets.subset(0)
+    read_labels(train)
+    n = len(calls)
+    assert read_labels(train) is None and len(calls) == n and n - before < 1000
+    assert time.perf_counter() - start < 2
+    small = opened(list(range(40)), CategoryBlock(vocab=list("ab")), get)
+    assert label_counts(small.train).tolist() == [15, 15]
+
+
+def test_read_once_and_again_where_changed():
+    calls = []
+
+    def get(r):
+        calls.append(1)
+        return r["one"]
+
+    frame = FRAME.copy()
+    train = opened(frame, CategoryBlock, get).subset(0)
+    first = label_counts(train)
+    n = len(calls)
+    assert read_labels(train) is read_labels(train) and len(calls) == n
+    items = train.tls[-1].items
+    items.loc[items.index[0], "one"] = "b"
+    changed = label_counts(train)
+    assert (changed - first).tolist() == [-1, 1, 0, 0]
+    train.items = train.items[:5]
+    assert label_counts(train).sum() == 5
+
+
+def test_cache_holds_nothing_alive():
+    gc.collect()
+    n = len(labels._known)
+    train = opened(FRAME, CategoryBlock, ColReader("one")).subset(0)
+    read_labels(train)
+    assert len(labels._known) == n + 1
+    del train
+    gc.collect()
+    assert len(labels._known) == n
+
+
+def test_real_labels_in_a_second(shared):
+    df = pd.read_csv(shared / "hpa2018" / "train.csv", dtype=str)
+    for get in (ColReader("Target", label_delim=" "), lambda r: r.Target.split()):
+        sets = opened(df, MultiCategoryBlock(vocab=[str(i) for i in range(28)]), get, n=len(df))
+        train = sets.subset(0)
+        start = time.perf_counter()
+        counts = label_counts(train)
+        assert time.perf_counter() - start < 1
+        assert counts.tolist() == df["Target"][:-10].str.get_dummies(" ")[list(map(str, range(28)))].sum().tolist()

@@ -3,7 +3,7 @@
 from .leaks import find_leaks
 from .loaders import HPADataLoaders, MultiChannelBlock
 from .report import FolderReport, check
-from .splits import add_folds, label_counts
+from .splits import add_folds
 
 __all__ = [
     "FolderReport",
@@ -12,5 +12,4 @@ __all__ = [
     "add_folds",
     "check",
     "find_leaks",
-    "label_counts",
 ]

@@ -8,9 +8,9 @@ import torch
 from fastai.data.transforms import ToTensor
 from fastai.torch_core import TensorCategory, TensorMultiCategory
 from fastcore.basics import chunked
-from fastcore.foundation import L
 
 from fastai_crl.images.cache import Packed
+from fastai_crl.labels import each_item, read_targets
 from fastai_crl.samplers.loader import SampledDL
 
 __all__ = ["PackedDL"]
@@ -65,17 +65,14 @@ class PackedDL(SampledDL):
 def _columns(tls: Sequence[Any], packed: Packed) -> tuple[np.ndarray | None, list[torch.Tensor]]:
     """Rows of the cache, and the targets, for the items of a data set; no rows if they cannot be had."""
     *before, _ = tls[0].tfms.fs
-    prefixes, items = [], L(tls[0].items, use_list=None)
-    for i in range(len(items)):
-        item = items[i]  # of a DataFrame, rows; iterating gives tuples
+    prefixes = []
+    for item in each_item(tls[0].items):
         for f in before:
             item = f(item, split_idx=tls[0].split_idx)
         prefixes.append(item)
     rows, targets = packed.rows(prefixes), []
     for tl in tls[1:]:
-        if rows is None or type(tl[0]) not in (TensorCategory, TensorMultiCategory):
+        if rows is None or type(first := tl[0]) not in (TensorCategory, TensorMultiCategory):
             return None, []
-        found = list(tl)
-        stacked = torch.stack([torch.as_tensor(t) for t in found])
-        targets.append(stacked.as_subclass(type(found[0])))
+        targets.append(torch.from_numpy(np.stack(read_targets(tl))).as_subclass(type(first)))
     return rows, targets
