@@ -167,6 +167,7 @@ def test_auto_alpha(tmp_path, hpa_dls):
             return self.data[i]
 
     learn = make_learner(tmp_path, CRLCallback(schedule=full))
+    y = learn.dls.train.dataset.tensors[1]
     learn.dls.train.dataset = Items(learn.dls.train.dataset)
     learn.fit(1)
     assert learn.crl.alphas == pytest.approx([imbalance(y[:32].sum(0)), imbalance(y.sum(0))])
