@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._errors import offenders
-from fastai_crl.images.image_set import check_folder, image_ids
 from fastai_crl.images.layout import replace_file
 
 from .thresholds import threshold_in_use
@@ -75,9 +74,9 @@ def write_submission(
     cuts = _thresholds(threshold_in_use(learn) if thresh is None else thresh, vocab)
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1 image.")
-    pattern = learn.dls.pattern if pattern is None else pattern
-    ids = list(image_ids(folder, learn.dls.channels, pattern))
-    check_folder(folder, ids, learn.dls.channels, pattern)
+    images = learn.dls.images.with_(folder=folder, pattern=learn.dls.pattern if pattern is None else pattern)
+    ids = list(images.ids())
+    images.check(ids)
     fname = Path(fname)
     partial = fname.with_suffix(".partial")
     prefixes = [Path(folder) / i for i in ids]

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, load_learner
+from fastai.losses import BCEWithLogitsLossFlat
 from fastcore.basics import noop
 from torch import nn
 
@@ -342,3 +344,19 @@ def test_file_names_are_those_of_the_training(hpa, tmp_path):
         learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
         tables.append(write_submission(learn, path / "test", tmp_path / "s.csv"))
     assert tables[0].equals(tables[1])
+
+
+def test_the_check_knows_the_depth_that_training_was_told(tmp_path):
+    # int32 has no range of its own: only bits= tells, and the learner has it.
+    for k in range(8):
+        for c in ("a", "b"):
+            (tmp_path / "train").mkdir(exist_ok=True)
+            values = np.random.default_rng(k).integers(0, 4096, (8, 8)).astype(np.int32)
+            tifffile.imwrite(tmp_path / "train" / f"{k}_{c}.tif", values)
+    pd.DataFrame({"Id": range(8), "Target": ["x", "y"] * 4}).to_csv(tmp_path / "train.csv", index=False)
+    options = {"channels": ("a", "b"), "pattern": "{id}_{channel}.tif", "size": 8, "bs": 4, "stats": None}
+    dls = HPADataLoaders.from_csv(tmp_path, bits=12, num_workers=0, batch_tfms=[], **options)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(128, 2))
+    learn = Learner(dls, net, loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
+    table = write_submission(learn, tmp_path / "train", tmp_path / "s.csv", progress=False)
+    assert list(table["Id"]) == [str(k) for k in range(8)]

@@ -23,7 +23,7 @@ from .tiff_pages import by_bytes, check_overlap, check_page, dtype_of, read_page
 __all__ = ["TIFF_READER"]
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SPARE_PAGES = 1000  # more than the channels: these are counted one by one for the message, more are not
+_SPARE_PAGES = 1000  # beyond the number of channels: so many are still read, to say what is wrong with them
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)
 _CLAIM = "save the channels of one image alone, as a plain TIFF"
 
@@ -112,7 +112,7 @@ def _open(file: Input, n: int) -> Source:
     if behind and (len(pages) > 1 or series.dataoffset is None or series.dataoffset + series.nbytes > end):
         raise ValueError(f"truncated: its description claims {planes} planes, it holds {len(pages)}: {_CLAIM}")
     # What ImageJ saves with a table of colours is a channel and how it was shown.
-    tables = None if tif.is_imagej and n != 3 else _tables(pages)
+    tables = None if tif.is_imagej and planes == n else _tables(pages)
     coloured = tables is not None and planes == 1 and n == 3
 
     def decode() -> np.ndarray:
