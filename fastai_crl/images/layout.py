@@ -172,7 +172,7 @@ def match_ids(names: Iterable[str], channels: Sequence[str], pattern: str) -> li
             offenders("Taken for further channels of other images, not for images", left_out, fix), stacklevel=3
         )
     elif len(channels) == 1:
-        kept = [i for pairs in doubtful.values() for i in pairs]
+        kept = sorted(i for pairs in doubtful.values() for i in pairs)
         fix = "If they are further channels of other images, pass the ids of the images."
         warnings.warn(offenders("Taken for images", kept, fix), stacklevel=3)
     return sorted(set(found) - set(left_out))
