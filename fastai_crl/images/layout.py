@@ -156,26 +156,19 @@ def match_ids(names: Iterable[str], channels: Sequence[str], pattern: str) -> li
         if match := rule.fullmatch(name):
             found[folder + slash + match["id"]].add(match[channel])
     doubtful = _doubtful(found, pattern)
-    if not doubtful:
-        return sorted(found)
-    images = len(found) - len({i for pairs in doubtful.values() for i in pairs})
-    left_out: list[str] = []
+    doubted = {i for pairs in doubtful.values() for i in pairs}
+    channels_of_others = set()
     for pairs in doubtful.values():
-        own = set().union(*(found[i] for i in pairs))
-        if len(set(pairs.values()) - {i for p in doubtful.values() for i in p}) == images and (
-            len(channels) == 1 or own < set(channels)
-        ):
-            left_out += pairs
-    if left_out:
-        fix = "If they are images, pass their ids."
-        warnings.warn(
-            offenders("Taken for further channels of other images, not for images", left_out, fix), stacklevel=3
-        )
-    elif len(channels) == 1:
-        kept = sorted(i for pairs in doubtful.values() for i in pairs)
+        everywhere = len(set(pairs.values()) - doubted) == len(found) - len(doubted)
+        if everywhere and (len(channels) == 1 or set().union(*(found[i] for i in pairs)) < set(channels)):
+            channels_of_others |= pairs.keys()
+    if channels_of_others:
+        what = "Taken for further channels of other images, not for images"
+        warnings.warn(offenders(what, sorted(channels_of_others), "If they are images, pass their ids."), stacklevel=3)
+    elif doubted and len(channels) == 1:
         fix = "If they are further channels of other images, pass the ids of the images."
-        warnings.warn(offenders("Taken for images", kept, fix), stacklevel=3)
-    return sorted(set(found) - set(left_out))
+        warnings.warn(offenders("Taken for images", sorted(doubted), fix), stacklevel=3)
+    return sorted(set(found) - channels_of_others)
 
 
 def _doubtful(found: Iterable[str], pattern: str) -> dict[str, dict[str, str]]:
