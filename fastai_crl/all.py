@@ -39,8 +39,13 @@ from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
 from fastai_crl.mining.mine import Mined, mine, minority_classes
-from fastai_crl.samplers.loader import ResampleCallback, SampledDL, with_sampler
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import (
+    ClassAwareSampler,
+    RepeatFactorSampler,
+    ResampleCallback,
+    SampledDL,
+    with_sampler,
+)
 from fastai_crl.synthetic.make_hpa import make_hpa
 
 __all__ = [

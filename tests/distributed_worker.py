@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastai_crl.callback import CRLCallback
 from fastai_crl.distributed import gather_rows, scale_gradient
 from fastai_crl.losses.crl_loss import CRL
-from fastai_crl.samplers.loader import ResampleCallback, with_sampler
+from fastai_crl.samplers import ResampleCallback, with_sampler
 
 
 def make_model():

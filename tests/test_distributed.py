@@ -12,7 +12,7 @@ from torch import nn
 
 from fastai_crl.distributed import n_processes, scale_gradient
 from fastai_crl.losses.crl_loss import CRL
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 pytest.importorskip("accelerate", reason="fastai trains distributed with accelerate")
 pytest.importorskip("fastai.distributed")

@@ -23,7 +23,7 @@ from fastai_crl.evaluate.metrics import class_balanced_accuracy, decide, macro_f
 from fastai_crl.evaluate.thresholds import fit_thresholds
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.crl_loss import CRL, imbalance, rectify
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 __all__ = ["Config", "evaluate", "predict", "train", "tune"]
 

@@ -53,7 +53,7 @@ from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import pack
 from fastai_crl.images.open import open_channels
-from fastai_crl.samplers.loader import with_sampler
+from fastai_crl.samplers import with_sampler
 from fastai_crl.synthetic.make_hpa import make_hpa
 
 

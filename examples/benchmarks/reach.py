@@ -18,7 +18,7 @@ from fastai_crl.losses.crl_loss import CRL
 from fastai_crl.mining.memory import PositiveMemory
 from fastai_crl.mining.mine import minority_classes
 from fastai_crl.mining.profile import minority
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 SAMPLERS = ("uniform", "repeat factor", "class-aware", "class-aware, ungrouped")
 

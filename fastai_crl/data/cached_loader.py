@@ -11,7 +11,7 @@ from fastcore.basics import chunked
 
 from fastai_crl.images.cache import Packed
 from fastai_crl.labels import each_item, read_targets
-from fastai_crl.samplers.loader import SampledDL
+from fastai_crl.samplers import SampledDL
 
 __all__ = ["PackedDL"]
 

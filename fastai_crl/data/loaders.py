@@ -13,15 +13,13 @@ from PIL import Image
 from sklearn.preprocessing import MultiLabelBinarizer
 
 import fastai_crl.images.show  # noqa: F401  (registers how fastai shows such batches and results)
-from fastai_crl._checks import check_choice
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
 from fastai_crl.images.layout import PATTERN
 from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.samplers.loader import with_sampler
-from fastai_crl.samplers.repeat_factor import SAMPLERS
+from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
 
 from .annotations import make_names, make_vocab, read_csv, split_labels
 from .cached_loader import PackedDL
@@ -93,7 +91,7 @@ class HPADataLoaders(DataLoaders):
         bits: int | None = None,
         stretch: float | tuple[float, float] | None = None,
         cache: bool | str | Path = False,
-        sampler: str | None = None,
+        sampler: str | Sampler | SamplerFactory | None = None,
         stratify: bool = False,
         fold_col: str | None = None,
         fold: int | str = 0,
@@ -138,15 +136,16 @@ class HPADataLoaders(DataLoaders):
             from there; later calls use what is there, as long as the files have not changed. No workers are then
             started unless num_workers= or item_tfms= asks for them. See `pack`.
         sampler: how training batches are drawn, with `seed`: None (shuffled), "class_aware" (as many labels as fit
-            have two positives in each batch) or "repeat_factor" (images of rare labels come more often). An epoch is
-            then longer. See `fastai_crl.samplers.repeat_factor`; for its options, and any sampler, use `with_sampler`.
+            have two positives in each batch), "repeat_factor" (images of rare labels come more often), an iterable of
+            indices with a length, or a class or function that returns one (see `register_sampler`). An epoch is then
+            longer. See `fastai_crl.samplers`; for a sampler's options use `with_sampler`.
 
         Raises FileNotFoundError for a missing csv, folder or image file; ValueError for an unreadable or empty csv, a
         missing column, empty or duplicate ids, a label outside `vocab`, an impossible split, statistics that do not
         fit the channels, transforms that fail on such images, and all that `check_folder` finds.
         """
         if sampler is not None:
-            check_choice("sampler", sampler, tuple(SAMPLERS))
+            check_sampler(sampler)
         path = Path(path)
         images = ImageSet(path / folder, channels, pattern, size, bits=bits, stretch=stretch)
         channels = images.channels
@@ -188,4 +187,5 @@ class HPADataLoaders(DataLoaders):
         if sampler is None:
             return dls
         targets = MultiLabelBinarizer(classes=vocab).fit_transform(labels.iloc[list(train)])
-        return with_sampler(dls, sampler, targets, seed=random.randrange(2**32) if seed is None else seed)
+        own = {"seed": random.randrange(2**32) if seed is None else seed} if takes(sampler, "seed") else {}
+        return with_sampler(dls, sampler, targets, **own)

@@ -1,7 +1,22 @@
 """Samplers for imbalanced data, and fastai data loaders that draw with them."""
 
+from .base import SAMPLERS, EpochSampler, Sampler, SamplerFactory, check_sampler, register_sampler, takes
 from .class_aware import ClassAwareSampler
-from .loader import ResampleCallback, SampledDL, with_sampler
+from .loader import SampledDL, with_sampler
 from .repeat_factor import RepeatFactorSampler
+from .resample import ResampleCallback
 
-__all__ = ["ClassAwareSampler", "RepeatFactorSampler", "ResampleCallback", "SampledDL", "with_sampler"]
+__all__ = [
+    "SAMPLERS",
+    "ClassAwareSampler",
+    "EpochSampler",
+    "RepeatFactorSampler",
+    "ResampleCallback",
+    "SampledDL",
+    "Sampler",
+    "SamplerFactory",
+    "check_sampler",
+    "register_sampler",
+    "takes",
+    "with_sampler",
+]

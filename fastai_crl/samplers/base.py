@@ -1,18 +1,138 @@
-"""What the samplers share: labels as a sparse matrix, and an epoch of indices that differs each time."""
+"""What a sampler is, the names of samplers, and what those of the package share.
+
+A sampler is any iterable of indices with a length: that of an epoch. A *factory* makes one. It says by the names of its
+parameters what it needs: `targets` ((n, C) bool, scipy.sparse), `bs` (samples in a batch, of all processes together),
+`world_size` (processes) and `dataset`; its other parameters are options of the user.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from scipy import sparse
 
-__all__ = ["Sampler", "as_labels"]
+from fastai_crl._checks import check_choice
+
+__all__ = [
+    "SAMPLERS",
+    "EpochSampler",
+    "Sampler",
+    "as_labels",
+    "check_sampler",
+    "make_sampler",
+    "register_sampler",
+    "takes",
+]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """An epoch of indices into a data set, with a length."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+SamplerFactory = Callable[..., Sampler]
+
+SAMPLERS: dict[str, SamplerFactory] = {}
+
+
+def register_sampler(name: str, factory: SamplerFactory) -> None:
+    """Make `factory` known by `name` wherever a sampler is taken.
+
+    Args:
+        name: in place of a sampler of that name, if there is one.
+        factory: a class or function that returns a sampler; what it needs it says by the names of its parameters:
+            `targets`, `bs`, `world_size`, `dataset`.
+
+    Raises:
+        ValueError: a name that is no text or empty, or a factory that cannot be called.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r}: a sampler's name is a text that is not empty.")
+    if not callable(factory):
+        raise ValueError(f"factory={factory!r}: give a class or function that returns a sampler.")
+    SAMPLERS[name] = factory
+
+
+def check_sampler(sampler: str | Sampler | SamplerFactory) -> SamplerFactory | None:
+    """Return the factory that `sampler` is or names; None for an object that is a sampler itself.
+
+    Raises:
+        ValueError: an unknown name, or neither a name, a sampler nor a factory.
+    """
+    if isinstance(sampler, str):
+        check_choice("sampler", sampler, tuple(SAMPLERS))
+        return SAMPLERS[sampler]
+    if not isinstance(sampler, type) and isinstance(sampler, Sampler):
+        return None
+    if callable(sampler):
+        return sampler
+    raise ValueError(
+        f"sampler={sampler!r} is a {type(sampler).__name__}: give a name ({', '.join(SAMPLERS)}), an iterable of "
+        "indices with a length, or a class or function that returns one."
+    )
+
+
+def takes(sampler: str | Sampler | SamplerFactory, parameter: str) -> bool:
+    """Whether the factory that `sampler` is or names has a parameter of that name."""
+    factory = check_sampler(sampler)
+    return factory is not None and parameter in _parameters(factory)
+
+
+def _parameters(factory: SamplerFactory) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:
+        raise ValueError(
+            f"{factory!r} does not tell its parameters: wrap it in a function that has those it needs."
+        ) from None
+
+
+def make_sampler(
+    sampler: str | Sampler | SamplerFactory,
+    offered: Mapping[str, Callable[[], Any]],
+    options: Mapping[str, Any] | None = None,
+) -> Sampler:
+    """Return a sampler of its name, of itself or of its factory.
+
+    Args:
+        sampler: name, sampler or factory.
+        offered: what a factory may ask for, by parameter; computed only for those that do.
+        options: the user's arguments of the factory; they go before what is offered.
+
+    Raises:
+        ValueError: an unknown name; options for a sampler that is made already, or that the factory does not have;
+            a factory that does not return a sampler.
+    """
+    factory, options = check_sampler(sampler), dict(options or {})
+    if factory is None:
+        if options:
+            raise ValueError(f"{', '.join(options)}: the sampler is an object, made with its arguments already.")
+        return sampler  # type: ignore[return-value]  # no factory: it is the sampler
+    parameters = _parameters(factory)
+    name = sampler if isinstance(sampler, str) else getattr(factory, "__name__", repr(factory))
+    unknown = [o for o in options if o not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        own = [p for p in parameters if p not in offered]
+        raise ValueError(f"Sampler {name} has no option {', '.join(unknown)}: it has {', '.join(own) or 'none'}.")
+    asked = {k: give() for k, give in offered.items() if k in parameters and k not in options}
+    made = factory(**asked, **options)
+    if not isinstance(made, Sampler):
+        raise ValueError(
+            f"Sampler {name} made a {type(made).__name__}, which is no sampler: return an iterable of indices with a "
+            "length."
+        )
+    return made
 
 
 def as_labels(targets: Any) -> sparse.csr_matrix:
-    """Targets of any kind as a canonical (n, C) bool matrix."""
+    """Return targets of any kind as a canonical (n, C) bool matrix."""
     targets = targets.detach().cpu().numpy() if hasattr(targets, "detach") else targets
     if not sparse.issparse(targets):
         targets = np.asarray(targets)
@@ -36,8 +156,16 @@ def as_labels(targets: Any) -> sparse.csr_matrix:
     return labels
 
 
-class Sampler:
-    """An epoch of indices, another each time it is iterated."""
+class EpochSampler:
+    """An epoch of indices that the targets decide, another each time it is iterated.
+
+    Args:
+        targets: (n, C) of 0 and 1, of any dtype, NumPy, PyTorch or scipy.sparse; or (n,) class indices.
+        seed: of all epochs, at least 0.
+
+    Raises:
+        ValueError: a seed below 0 or not whole, targets of no known shape, outside [0, 1] or empty.
+    """
 
     def __init__(self, targets: Any, seed: int):
         if isinstance(seed, bool) or seed != int(seed) or seed < 0:
@@ -45,7 +173,7 @@ class Sampler:
         self.labels, self.seed, self.epoch = as_labels(targets), int(seed), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, from 0, that the next iteration draws; each iteration moves on by one."""
+        """Set the epoch, from 0, that the next iteration draws; each iteration moves on by one."""
         self.epoch = int(epoch)
 
     def __iter__(self) -> Iterator[int]:
@@ -54,13 +182,13 @@ class Sampler:
         return iter(order.tolist())
 
     def indices(self, epoch: int = 0) -> np.ndarray:
-        """The epoch's indices, (len(self),) long: the same for the same arguments."""
+        """Return the epoch's indices, (len(self),) long: the same for the same arguments."""
         raise NotImplementedError
 
     def repeats(self, epoch: int = 0) -> np.ndarray:
-        """How often an epoch draws each sample, (n,)."""
+        """Return how often an epoch draws each sample, (n,)."""
         return np.bincount(self.indices(epoch), minlength=self.labels.shape[0])
 
     def label_repeats(self, epoch: int = 0) -> np.ndarray:
-        """Mean draws of the images of each label in an epoch, (C,); 0 for a label without images."""
+        """Return the mean draws of the images of each label in an epoch, (C,); 0 for a label without images."""
         return self.labels.T @ self.repeats(epoch) / np.maximum(self.labels.getnnz(0), 1)

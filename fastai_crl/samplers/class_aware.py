@@ -1,4 +1,8 @@
-"""Batches for the profile of the loss, all batches of an epoch built at once; the public face is `samplers`."""
+"""Batches for the profile of the loss, all batches of an epoch built at once.
+
+In uniform batches most rare labels are never rectified: a label needs two positives in the batch, and it and all rarer
+ones together at most ρ·n. These batches are built for that rule, of label sets alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .base import Sampler
+from .base import EpochSampler, register_sampler
 
 __all__ = ["ClassAwareSampler"]
 
@@ -23,7 +27,7 @@ _CANDIDATES, _ROUNDS, _EVEN = 12, 6, 2.0
 _SLACK, _LEAST, _TOP = 0.1, 0.5, 0.67
 
 
-class ClassAwareSampler(Sampler):
+class ClassAwareSampler(EpochSampler):
     """Batches in which as many labels as fit have two positives each, all labels taking turns.
 
     A batch (consecutive `bs` indices) has three parts. *Background*: every sample is in the background of exactly one
@@ -222,3 +226,6 @@ class _Work:
         own, label = self.s._labels(samples)
         self.h[rows[own], label] += 1
         return taken
+
+
+register_sampler("class_aware", ClassAwareSampler)

@@ -1,9 +1,4 @@
-"""Samplers for imbalanced multi-label data; `sampled` makes fastai data loaders of them.
-
-In uniform batches most rare labels are never rectified: a label needs two positives in the batch, and it and all rarer
-ones together at most ρ·n. `ClassAwareSampler` builds its batches for that rule; `RepeatFactorSampler` repeats rare
-images. Both work on label sets alone, vectorised over the batches of an epoch.
-"""
+"""Images of rare labels repeated, each label by its frequency."""
 
 from __future__ import annotations
 
@@ -11,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .base import Sampler
-from .class_aware import ClassAwareSampler
+from .base import EpochSampler, register_sampler
 
-__all__ = ["SAMPLERS", "ClassAwareSampler", "RepeatFactorSampler"]
+__all__ = ["RepeatFactorSampler"]
 
 
-class RepeatFactorSampler(Sampler):
+class RepeatFactorSampler(EpochSampler):
     """Repeat samples of rare labels: factor max(1, √(t/f_c)) per label c of frequency f_c, per sample the maximum.
 
     Source: Gupta, Dollár & Girshick, LVIS (CVPR 2019), section 6. Every sample comes floor(factor) times in each epoch,
@@ -53,7 +47,7 @@ class RepeatFactorSampler(Sampler):
         return self.length
 
     def repeats(self, epoch: int = 0) -> np.ndarray:
-        """Expected draws of each sample in any epoch, (n,): its factor."""
+        """Return the expected draws of each sample in any epoch, (n,): its factor."""
         return self.factors
 
     def indices(self, epoch: int = 0) -> np.ndarray:
@@ -68,4 +62,4 @@ class RepeatFactorSampler(Sampler):
         return rng.permutation(np.repeat(np.arange(len(draws)), draws))
 
 
-SAMPLERS = {"class_aware": ClassAwareSampler, "repeat_factor": RepeatFactorSampler}
+register_sampler("repeat_factor", RepeatFactorSampler)

@@ -37,7 +37,7 @@ from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.image_set import ImageSet, image_ids
 from fastai_crl.images.open import open_channels
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.samplers.loader import SampledDL, with_sampler
+from fastai_crl.samplers import SampledDL, with_sampler
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -15,8 +15,16 @@ from fastai.losses import BCEWithLogitsLossFlat
 from torch import nn
 
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.samplers.loader import ResampleCallback, SampledDL, label_matrix, with_sampler
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.labels import read_labels
+from fastai_crl.samplers import (
+    SAMPLERS,
+    ClassAwareSampler,
+    RepeatFactorSampler,
+    ResampleCallback,
+    SampledDL,
+    register_sampler,
+    with_sampler,
+)
 
 from .test_samplers import batches, make_targets
 
@@ -40,7 +48,7 @@ def test_training_with_workers_then_predictions_in_order(hpa, sampler, tmp_path)
     dls = hpa_loaders(hpa, sampler=sampler, num_workers=2)
     assert isinstance(dls, HPADataLoaders) and dls.channels == ("red", "green", "blue", "yellow")
     assert type(dls.valid) is TfmdDL
-    targets = label_matrix(dls.train).toarray()
+    targets = read_labels(dls.train).toarray()
     assert (dls.train.sampler.labels != dls.train.sampler.labels.__class__(targets)).nnz == 0
     learn = tiny(dls)
     with learn.no_bar(), learn.no_logging():
@@ -49,7 +57,7 @@ def test_training_with_workers_then_predictions_in_order(hpa, sampler, tmp_path)
         for kwargs in ({"ds_idx": 0}, {"dl": dls.train}, {"dl": dls.train.new(shuffle=False, drop_last=False)}):
             assert (learn.get_preds(**kwargs)[1].numpy() == targets).all()
         assert (learn.tta(ds_idx=0, n=1)[1].numpy() == targets).all()
-        assert (learn.get_preds()[1].numpy() == label_matrix(dls.valid).toarray()).all()
+        assert (learn.get_preds()[1].numpy() == read_labels(dls.valid).toarray()).all()
         test = dls.test_dl([hpa / "test" / p.name.removesuffix("_red.png") for p in (hpa / "test").glob("*_red.png")])
         assert len(learn.get_preds(dl=test)[0]) == 6
         learn.show_results(ds_idx=0, max_n=2)
@@ -75,7 +83,7 @@ def test_loader_epochs_differ_and_repeat_by_seed(hpa):
 
 def test_batches_of_the_loader_are_those_of_the_sampler(hpa):
     dls = hpa_loaders(hpa, sampler="class_aware")
-    targets = label_matrix(dls.train).toarray()
+    targets = read_labels(dls.train).toarray()
     sampler = ClassAwareSampler(targets, 16, seed=42)
     drawn = [torch.Tensor(b[1]).numpy() for b in dls.train]
     assert (np.stack(drawn) == targets[batches(sampler)]).all()
@@ -105,7 +113,7 @@ def test_any_data_block(multi):
     block, items = blocks(multi=multi)
     dls = block.dataloaders(items, bs=8, dl_type=SampledDL, sampler="repeat_factor", num_workers=0)
     assert isinstance(dls.train.sampler, RepeatFactorSampler) and dls.valid.sampler is None
-    assert label_matrix(dls.train).shape == (72, 4)
+    assert read_labels(dls.train).shape == (72, 4)
     assert len(list(dls.train)) == len(dls.train) == len(dls.train.sampler) // 8
     assert sorted(torch.cat([b[0] for b in dls.valid]).tolist()) == sorted(float(x[0]) for x in dls.valid_ds)
     assert dls.train.new(dls.valid_ds, shuffle=True).sampler is None
@@ -119,7 +127,7 @@ def test_with_sampler_keeps_the_other_loaders():
     assert new.train.sampler.seed == 3 and not new.train.sampler.group
     assert isinstance(with_sampler(new, "repeat_factor", t=0.5).train.sampler, RepeatFactorSampler)
     copy = pickle.loads(
-        pickle.dumps(with_sampler(dls, RepeatFactorSampler(label_matrix(dls.train), t=0.5)).train.sampler)
+        pickle.dumps(with_sampler(dls, RepeatFactorSampler(read_labels(dls.train), t=0.5)).train.sampler)
     )
     assert copy.t == 0.5
 
@@ -130,6 +138,104 @@ def test_any_sampler_of_indices_and_none():
     weighted = torch.utils.data.WeightedRandomSampler([1.0] + [0.0] * 71, 40)
     assert with_sampler(dls, weighted).train.get_idxs() == [0] * 40
     assert sorted(with_sampler(dls, None).train.get_idxs()) == list(range(72))
+
+
+class Stratum:
+    """A stranger's sampler, in one class: `per_label` images of each label in turn, then the next round."""
+
+    def __init__(self, targets, bs, per_label=2):
+        self.members, self.bs, self.per_label = [c.indices for c in targets.T.tocsr()], bs, per_label
+
+    def __len__(self):
+        return self.per_label * sum(len(m) > 0 for m in self.members)
+
+    def __iter__(self):
+        return (int(np.random.choice(m)) for m in self.members if len(m) for _ in range(self.per_label))
+
+
+@pytest.fixture
+def registered():
+    names = dict(SAMPLERS)
+    yield
+    SAMPLERS.clear()
+    SAMPLERS.update(names)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_strangers_sampler_by_name_by_class_and_as_an_object(hpa):
+    register_sampler("stratum", Stratum)
+    targets = read_labels(hpa_loaders(hpa).train)
+    occur = int((targets.sum(0) > 0).sum())
+    for sampler in ("stratum", Stratum, Stratum(targets, 16), lambda targets: Stratum(targets, 16)):
+        dls = hpa_loaders(hpa, sampler=sampler, bs=4)
+        assert len(dls.train) == 2 * occur // 4
+        drawn = epoch_targets(dls.train).sum(0).numpy()
+        assert (drawn > 0).sum() >= 2 * occur // 4 * 4 // 2  # each label in turn, whole batches
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=8, num_workers=0)
+    assert with_sampler(dls, "stratum", per_label=5).train.sampler.per_label == 5
+    assert with_sampler(dls, Stratum).train.sampler.bs == 8
+    assert len(block.dataloaders(items, bs=4, dl_type=SampledDL, sampler=Stratum, num_workers=0).train) == 2
+
+
+def test_a_factory_gets_what_it_asks_for(monkeypatch):
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=8, num_workers=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = {}
+
+    def factory(dataset, bs, world_size):
+        asked.update(dataset=dataset, bs=bs, world_size=world_size)
+        return range(len(dataset))
+
+    train = with_sampler(dls, factory).train
+    monkeypatch.setattr(type(train), "_labels", lambda self: pytest.fail("labels that nobody asked for were read"))
+    assert len(train.get_idxs()) == 64
+    assert asked == {"dataset": dls.train_ds, "bs": 16, "world_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "says"),
+    [
+        ("balanced", {}, "sampler='balanced' is unknown: use one of 'class_aware', 'repeat_factor'"),
+        (7, {}, "sampler=7 is a int: give a name"),
+        ((i for i in range(4)), {}, "generator: give a name.*with a length"),
+        (range, {}, "class 'range'.*does not tell its parameters: wrap it"),
+        ([0, 1], {"seed": 1}, "seed: the sampler is an object"),
+        ("repeat_factor", {"bs_": 1, "t": 0.1}, "repeat_factor has no option bs_: it has t, seed"),
+        (lambda: None, {}, "made a NoneType, which is no sampler"),
+        ([], {}, "drew 0 indices.*at least one"),
+        ([0, 72], {}, "drew 72: indices of a data set of 72 items are whole numbers from 0 to 71"),
+        ([0, -1], {}, "drew -1"),
+        ([0, 1.5], {}, "drew 0.0"),
+        ([True, False], {}, "drew True"),
+    ],
+)
+def test_what_is_no_sampler_is_refused(sampler, options, says):
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=2, num_workers=0)
+    with pytest.raises(ValueError, match=says):
+        with_sampler(dls, sampler, **options).train.get_idxs()
+
+
+@pytest.mark.parametrize(("length", "says"), [(3, "drew more than 3 indices"), (9, "drew 5 indices, its length is 9")])
+def test_a_sampler_of_another_length_than_it_says_is_refused(length, says):
+    class Liar(list):
+        def __len__(self):
+            return length
+
+    block, items = blocks()
+    train = with_sampler(block.dataloaders(items, bs=2, num_workers=0), Liar(range(5))).train
+    with pytest.raises(ValueError, match=says):
+        train.get_idxs()
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "says"), [("", list, "name=''"), (3, list, "name=3"), ("own", [1], r"factory=\[1\]")]
+)
+def test_only_callables_are_registered_and_only_by_a_name(name, factory, says):
+    with pytest.raises(ValueError, match=says):
+        register_sampler(name, factory)
 
 
 def test_data_that_hide_their_labels_need_targets():

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.mining.mine import minority_classes
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 
 def make_targets(n=600, seed=0, counts=(300, 150, 80, 40, 20, 8, 2)):
@@ -247,7 +247,7 @@ BIG = """
 import resource, sys
 import numpy as np
 from scipy import sparse
-from fastai_crl.samplers.repeat_factor import ClassAwareSampler, RepeatFactorSampler
+from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 before, rng, n, c = mb(), np.random.default_rng(0), 1_000_000, 1000
