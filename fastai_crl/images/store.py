@@ -172,9 +172,10 @@ class Packed:
 
     def _read(self, rows: Sequence[int], out: np.ndarray) -> None:
         """Fill `out` (len(rows), bytes of an image) with the images at `rows`."""
+        file, start, each = self._file, self._start, self._each
         try:
             for to, row in zip(out, rows, strict=True):
-                if _read_into(self._file, to, self._start + row * self._each) != self._each:
+                if _read_into(file, to, start + row * each) != each:
                     raise ValueError(f"it ends within the image {self.ids[row]}")
         except (OSError, ValueError) as e:
             raise ValueError(f"The packed cache {self.store} has been cut off or damaged ({e}). {self._fix}") from e
@@ -201,16 +202,20 @@ class Packed:
             return np.flatnonzero(~np.fromiter(pool.map(fits, range(len(self))), bool, len(self)))
 
 
-def _read_into(file: io.FileIO, out: np.ndarray, at: int) -> int:
-    """Fill `out` from a place in a file, and return how many bytes there were; processes that share it do not mind."""
-    if hasattr(os, "preadv"):
-        return os.preadv(file.fileno(), [out], at)
-    with _LOCK:  # Windows, where no process shares it
-        file.seek(at)
-        return file.readinto(out)
+if hasattr(os, "preadv"):
 
+    def _read_into(file: io.FileIO, out: np.ndarray, at: int) -> int:
+        """Fill `out` from a place in a file, and return how many bytes there were; processes share the file."""
+        return os.preadv(file.fileno(), (out,), at)
 
-_LOCK = threading.Lock()
+else:  # Windows, where processes do not
+
+    def _read_into(file: io.FileIO, out: np.ndarray, at: int) -> int:
+        with _LOCK:
+            file.seek(at)
+            return file.readinto(out)
+
+    _LOCK = threading.Lock()
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:

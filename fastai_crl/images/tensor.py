@@ -90,6 +90,7 @@ class TensorMultiChannel(TensorImage):
 
 def _names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
     """Return names for `n` channels: those given if they fit, else the standard ones (a slice keeps old names)."""
+    names = (names,) if isinstance(names, str) else names
     if names is not None and len(names) == n:
         return tuple(names)
     return ("gray",) if n == 1 else (CHANNELS + tuple(f"channel {i}" for i in range(4, n)))[:n]

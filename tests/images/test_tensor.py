@@ -213,6 +213,18 @@ def test_named_channels_get_their_colour():
     assert x.composite(colors=[(1, 1, 1), (0, 1, 1), (1, 0, 0)])[:, 0].tolist() == [[1, 1, 1], [0, 1, 1], [1, 0, 0]]
 
 
+def test_a_lone_name_is_one_channel():
+    x = one_hot_image(3)
+    x.channels = "red"  # of three letters
+    assert np.array_equal(x.composite(), one_hot_image(3).composite())
+    assert np.array_equal(x.composite("green"), x.composite(["green"])) and np.array_equal(
+        x.composite(1), x.composite([1])
+    )
+    lone = one_hot_image(1)
+    lone.channels = "green"
+    assert lone.composite()[0, 0].tolist() == [0, 1, 0]
+
+
 def test_channels_can_be_picked_by_name_or_position():
     x = one_hot_image(4)
     assert x.composite(channels=["green"])[:, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
