@@ -213,8 +213,7 @@ def main(
     set_seed(seed, reproducible=True)
     network = small_resnet if quick else getattr(fastai_vision, arch, arch)
     head = {"lin_ftrs": [], "ps": 0.1} if quick else {}
-    crl = {} if criterion == "ranking" else {"criterion": criterion}
-    learn = crl_learner(dls, network, alpha=alpha, pretrained=pretrained, n_epoch=epochs, **crl, **head)
+    learn = crl_learner(dls, network, alpha=alpha, pretrained=pretrained, n_epoch=epochs, criterion=criterion, **head)
     learn.path = out
     table = EpochTable(echo=not terminal)
     with ExitStack() as quiet:

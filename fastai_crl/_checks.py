@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ __all__ = [
     "check_batch",
     "check_choice",
     "check_on_device",
+    "check_per_label",
     "check_size",
+    "one_column",
     "whole_number",
 ]
 
@@ -94,10 +98,34 @@ def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
     """Raise ValueError for arguments that no batch could be mined with."""
     check_choice("scope", scope, ("joint", "attribute"))
     check_choice("level", level, ("class", "instance"))
-    if isinstance(k, bool) or k != int(k) or k < 1:
+    if isinstance(k, bool) or not math.isfinite(k) or k != int(k) or k < 1:
         raise ValueError(f"k={k!r}: the number of hard samples per anchor must be a whole number of at least 1.")
     if not 0 < rho <= 1:
         raise ValueError(f"rho={rho!r}: the minority's share of the batch must be in (0, 1]; the paper uses 0.5.")
+
+
+def check_per_label(name: str, values: Sequence[float] | Tensor | None, lowest: float | None = None) -> Tensor | None:
+    """Return (C,) numbers, one per label, as a floating-point tensor, or None for None.
+
+    Raises:
+        ValueError: another shape, NaN, infinity, a number below `lowest`.
+    """
+    if values is None:
+        return None
+    numbers = torch.as_tensor(values).detach()
+    if not numbers.is_floating_point():
+        numbers = numbers.float()
+    at_least = "" if lowest is None else f" of at least {lowest}"
+    if numbers.ndim != 1 or not bool(numbers.isfinite().all() & ((lowest is None) | (numbers >= (lowest or 0)).all())):
+        raise ValueError(f"{name}={values!r}: give one finite number{at_least} per label, a sequence of C.")
+    return numbers
+
+
+def one_column(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """One logit per item, (n, 1) or (n,), with targets (n, 1) or (n,), as one binary label: both (n, 1)."""
+    if targets.shape[:1] == logits.shape[:1] and targets.shape[1:] in ((), (1,)) and logits.shape[1:] in ((), (1,)):
+        return logits.reshape(-1, 1), targets.reshape(-1, 1)
+    return logits, targets
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -117,7 +145,8 @@ def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None,
     if targets.shape not in expected:
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} do not fit {name} of shape {tuple(scores.shape)}: give "
-            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices."
+            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices"
+            + (" (targets.squeeze(1))." if targets.shape == (len(scores), 1) else ".")
         )
     if targets.is_complex() or (targets.ndim == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)):
         raise ValueError(

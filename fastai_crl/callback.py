@@ -193,11 +193,11 @@ class CRLCallback(Callback):
             logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))
             features = features[0] if features else None
         alpha = share * (self._auto(logits, targets) if self.alpha == "auto" else self.alpha)
-        crl = self.term(logits, targets, features)
-        self._count(crl.detach())
+        crl, counts = self.term.loss_and_counts(logits, targets, features)
+        self._count(crl.detach(), counts)
         if size > 1:
             crl = scale_gradient(crl, size)
-        loss = rectify(self.learn.loss_grad, crl, self.term.counts, alpha)
+        loss = rectify(self.learn.loss_grad, crl, counts, alpha)
         self.caught.features = None
         self.alphas.append(alpha)
         self.learn.loss_grad, self.learn.loss = loss, loss.clone()
@@ -242,8 +242,7 @@ class CRLCallback(Callback):
         self.seen = h if self.seen is None else self.seen + h
         return (self.seen / self.seen.sum().clamp_min(1) - 1 / n_classes).abs().sum() / 2
 
-    def _count(self, crl: Tensor) -> None:
-        counts = self.term.counts
+    def _count(self, crl: Tensor, counts: Tensor) -> None:
         found = (counts.sum() > 0).float()
         new = (counts, crl * found, found)
         self.totals = new if self.totals is None else tuple(a + b for a, b in zip(self.totals, new, strict=True))

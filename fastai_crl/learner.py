@@ -115,9 +115,9 @@ def crl_learner(
             macro F1.
         cbs: more callbacks, beside `CRLCallback`.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average), and of fastai's `vision_learner`. Default: `criterion="ranking"`, `average="label"`,
-            `rho=1`, which did better than the paper's (`CRL`'s own defaults) on every data set compared, see
-            `examples/benchmarks/compare.py`; with `criterion`, `level="instance"` or `memory` given, the paper's.
+            frequency, average, shift, engine), and of fastai's `vision_learner`. Default: `criterion="ranking"`, where
+            `CRL` itself has the paper's `"relative"`. With `level="instance"` or `memory`, which ranking does not
+            serve, a criterion must be given.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.
@@ -128,10 +128,9 @@ def crl_learner(
     """
     n_in, single_label = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
-    if "criterion" not in options and options.get("level") != "instance" and not options.get("memory"):
-        options = {"criterion": "ranking", "average": "label", "rho": 1.0, **options}
+    options.setdefault("criterion", "ranking")
     if isinstance(loss_func, CRLLoss):
-        alpha, options = loss_func.alpha, {name: getattr(loss_func.crl, name) for name in _CRL_OPTIONS}
+        alpha, options = loss_func.alpha, loss_func.crl.options
         loss_func = loss_func.base_loss
     if loss_func is None:
         loss_func = default_base_loss(single_label)

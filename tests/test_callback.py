@@ -83,10 +83,10 @@ def test_columns_and_counts(tmp_path):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.3, schedule=full, k=3), metrics=MacroF1())
     crl, x, y = CRL(k=3), *learn.dls.train.dataset.tensors
     with torch.no_grad():
-        first = [crl(learn.model(x[:32]), y[:32]), crl.counts]
+        first = crl.loss_and_counts(learn.model(x[:32]), y[:32])
     learn.fit(2, lr=0.0)  # a model that stays as it is
     with torch.no_grad():
-        second = [crl(learn.model(x[32:]), y[32:]), crl.counts]
+        second = crl.loss_and_counts(learn.model(x[32:]), y[32:])
     assert learn.recorder.metric_names == [
         *(
             "epoch",
@@ -374,8 +374,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
 @pytest.mark.parametrize("single_label", [False, True])
 def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label, monkeypatch):
     """Only a label that both blended images carry, or that neither does, counts."""
-    seen, forward = [], CRL.forward
-    monkeypatch.setattr(CRL, "forward", lambda self, z, y, f=None: (seen.append(y), forward(self, z, y, f))[1])
+    seen, forward = [], CRL.loss_and_counts
+    monkeypatch.setattr(CRL, "loss_and_counts", lambda self, z, y, f=None: (seen.append(y), forward(self, z, y, f))[1])
 
     class Images(Callback):  # CutMix wants (n, channels, height, width)
         order = -5

@@ -40,7 +40,7 @@ def test_fit_one_cycle_without_argument(hpa_dls, tmp_path):
 
 
 def test_multi_label_defaults(hpa_dls):
-    learn = crl_learner(hpa_dls, resnet18, k=7, level="instance", schedule=[1.0])
+    learn = crl_learner(hpa_dls, resnet18, k=7, level="instance", criterion="relative", schedule=[1.0])
     assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
     assert learn.crl.term.k == 7 and learn.crl.term.level == "instance" and learn.crl.schedule == [1.0]
     assert learner_module._stem(learn.model).in_channels == 4
@@ -53,14 +53,20 @@ def test_multi_label_defaults(hpa_dls):
         ({}, ("ranking", "label", 1.0)),
         ({"average": "triplet", "rho": 0.3}, ("ranking", "triplet", 0.3)),
         ({"criterion": "relative"}, ("relative", "triplet", 0.5)),
-        ({"memory": 4}, ("relative", "triplet", 0.5)),
-        ({"level": "instance"}, ("relative", "triplet", 0.5)),
+        ({"criterion": "ranking"}, ("ranking", "label", 1.0)),
+        ({"criterion": "relative", "memory": 4}, ("relative", "triplet", 0.5)),
         ({"loss_func": CRLLoss(k=3)}, ("relative", "triplet", 0.5)),
     ],
 )
 def test_default_criterion(hpa_dls, options, expected):
     term = crl_learner(hpa_dls, xresnet18, **options).crl.term
-    assert (term.criterion, term.average, term.rho) == expected
+    assert (term.criterion.name, term.average, term.rho) == expected
+
+
+@pytest.mark.parametrize("options", [{"memory": 4}, {"level": "instance"}])
+def test_what_ranking_does_not_serve_needs_a_criterion(hpa_dls, options):
+    with pytest.raises(ValueError, match=r"'ranking' .*Give another criterion"):
+        crl_learner(hpa_dls, xresnet18, **options)
 
 
 def test_single_label_defaults(single_label_dls):
@@ -117,7 +123,7 @@ def test_pretrained_stem_sees_every_channel(hpa_dls, monkeypatch):
 
 def test_timm_model(hpa_dls):
     pytest.importorskip("timm", reason="timm is not installed")
-    learn = crl_learner(hpa_dls, "resnet10t", level="instance", scope="attribute", schedule=[1.0], alpha=0.3)
+    learn = crl_learner(hpa_dls, "resnet10t", level="instance", criterion="relative", scope="attribute", schedule=[1.0])
     learn.fit_one_cycle(1)
     assert learn.crl.counts_frame().to_numpy().sum() > 0
 

@@ -103,7 +103,7 @@ def train(data: Split, config: Config, seed: int) -> nn.Module:
         logits, targets = model(x[rows]), y[rows]
         loss = base(logits, targets)
         if share := alpha * ramp(step / steps):
-            loss = rectify(loss, term(logits, targets), term.counts, share)
+            loss = rectify(loss, *term.loss_and_counts(logits, targets), share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -44,8 +44,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.profiler import ProfilerActivity, profile
 
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
-from fastai_crl.losses import crl as rectification
 from fastai_crl.losses.crl_loss import CRITERIA, CRL, CRLLoss
+from fastai_crl.losses.hinge import loops
 
 DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
 PATIENCE = 20.0  # seconds: a rival that takes longer than this for one run is not run at larger sizes
@@ -104,19 +104,6 @@ def lean_loop(logits, targets, k, margin=0.5):
             total = total + (margin + to_pos[:, None] - to_neg[None]).clamp_min(0).sum()
             triplets += len(hard_pos) * len(hard_neg)
     return total / max(triplets, 1)
-
-
-def tensors(crl):
-    """`crl` in tensor operations, whether numba is installed or not."""
-
-    def loss(logits, targets):
-        numba, rectification.NUMBA = rectification.NUMBA, False
-        try:
-            return crl(logits, targets)
-        finally:
-            rectification.NUMBA = numba
-
-    return loss
 
 
 def dense(logits, targets, k, margin=0.5):
@@ -251,13 +238,14 @@ def by_size(sizes, k, runs, device, use_compiler):
     rows, compile_seconds, tired = [], {}, set()
     for n in sizes:
         logits, targets = batch(n, device)
-        ours = {"CRL": CRL(k), "CRL, tensors": tensors(CRL(k)), "CRL, memory": CRL(k, memory=16)}
+        ours = {"CRL": CRL(k), "CRL, tensors": CRL(k, engine="tensors"), "CRL, memory": CRL(k, memory=16)}
+        ours["CRL, tensors, memory"] = CRL(k, memory=16, engine="tensors")
         ours["CRLLoss"] = CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)
         if use_compiler:
             torch._dynamo.reset()
             ours |= {
                 "CRL, compiled": compiled(CRL(k)),
-                "CRL, tensors, compiled": tensors(compiled(CRL(k))),
+                "CRL, tensors, compiled": compiled(CRL(k, engine="tensors")),
                 "CRLLoss, compiled": compiled(CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)),
             }
             start = time.perf_counter()
@@ -293,7 +281,7 @@ def by_size(sizes, k, runs, device, use_compiler):
         f"1. Forward + backward over the batch size, {len(HPA_COUNTS)} labels as frequent as in HPA, k={k}. "
         "'loop x', 'lean x': how many times as long those loops take. pml (pytorch-metric-learning) is another loss."
     )
-    if not rectification.NUMBA and device == "cpu":
+    if not loops.AVAILABLE and device == "cpu":
         title += "\n   numba is not installed: CRL is tensor operations throughout."
     if use_compiler:
         title += "\n   Compiling the tensor form took " + ", ".join(
@@ -305,10 +293,10 @@ def by_size(sizes, k, runs, device, use_compiler):
 def by_k(n, ks, runs, device, use_compiler):
     """Table 2."""
     logits, targets = batch(n, device)
-    rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, tensors", k): tensors(CRL(k)) for k in ks}
+    rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, tensors", k): CRL(k, engine="tensors") for k in ks}
     if use_compiler:
         torch._dynamo.reset()
-        rivals |= {("CRL, tensors, compiled", k): tensors(compiled(CRL(k))) for k in (ks[0], ks[-1])}
+        rivals |= {("CRL, tensors, compiled", k): compiled(CRL(k, engine="tensors")) for k in (ks[0], ks[-1])}
     result = compare(rivals, logits, targets, runs)
     rows = [
         [kind, k, milliseconds(s), mebibytes(size), f"{s / result[kind, ks[0]][0]:.2f}"]
@@ -324,7 +312,10 @@ def sparse(n, n_classes, runs, device):
     logits, targets = logits.to(device), targets.to(device)
     rivals = {"bce": bce}
     for scope in ("joint", "attribute"):
-        rivals |= {f"CRL, {scope} scope": CRL(scope=scope), f"CRL, tensors, {scope} scope": tensors(CRL(scope=scope))}
+        rivals |= {
+            f"CRL, {scope} scope": CRL(scope=scope),
+            f"CRL, tensors, {scope} scope": CRL(scope=scope, engine="tensors"),
+        }
     result = compare(rivals, logits, targets, min(runs, 5))
     rows = [[name, milliseconds(seconds), mebibytes(size)] for name, (seconds, size) in result.items()]
     title = f"3. {n_classes:,} labels, five a sample and three samples each, n={n}, k=25."
@@ -337,7 +328,7 @@ def variants(n, runs, device):
     features = torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device)
     rivals = {"bce": bce}
     for level in ("class", "instance"):
-        for criterion in CRITERIA if level == "class" else CRITERIA[:3]:
+        for criterion in (name for name, c in CRITERIA.items() if level in c.levels):
             crl = CRL(level=level, criterion=criterion)
             rivals[f"{level} {criterion}"] = lambda x, y, crl=crl: crl(x, y, features.detach().requires_grad_())
     result = compare(rivals, logits, targets, runs)
@@ -354,7 +345,7 @@ def synchronisation(n):
     logits, targets = batch(n, "cuda")
     features = torch.randn(n, 64, device="cuda", requires_grad=True)
     for level in ("class", "instance"):
-        for criterion in CRITERIA if level == "class" else CRITERIA[:3]:
+        for criterion in (name for name, c in CRITERIA.items() if level in c.levels):
             crl = CRL(level=level, criterion=criterion)
             step(lambda x, y, crl=crl: crl(x, y, features), logits, targets)
             torch.cuda.set_sync_debug_mode("error")

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
-from typing import Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, check_choice
-from fastai_crl.losses import criteria
-from fastai_crl.losses.hinge.loops import NUMBA, hinge_weights
-from fastai_crl.losses.hinge.tensors import hinge_sum
+from fastai_crl._checks import (
+    as_plain_tensor,
+    check_arguments,
+    check_batch,
+    check_choice,
+    check_per_label,
+    one_column,
+    whole_number,
+)
+from fastai_crl.losses.criteria import CRITERIA, Average, Criterion, Pairs, ScoreSpace, make_criterion
+from fastai_crl.losses.hinge import Engine, HingeOptions, check_engine, hinge_sum
 from fastai_crl.mining.hard_samples import HardSamples, pairwise_distance, take
 from fastai_crl.mining.memory import PositiveMemory
-from fastai_crl.mining.profile import Level, Profile, Scope, limit, membership
+from fastai_crl.mining.profile import Level, Profile, Scope, membership
 
-__all__ = ["CRITERIA", "CRL", "Average", "Criterion", "ScoreSpace"]
-
-CRITERIA = ("relative", "absolute", "distribution", "ranking")
-Criterion = Literal["relative", "absolute", "distribution", "ranking"]
-ScoreSpace = Literal["probability", "logit"]
-Average = Literal["triplet", "label"]
+__all__ = ["CRITERIA", "CRL", "Average", "Criterion", "Rectified", "ScoreSpace"]
 
 # Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
 _SLICE = 2**22
+
+
+class Rectified(NamedTuple):
+    """The rectification term of a batch, a scalar, and (C,) long: the triplets of each label that it is made of."""
+
+    loss: Tensor
+    counts: Tensor
 
 
 class CRL(nn.Module):
@@ -48,100 +57,125 @@ class CRL(nn.Module):
 
     Args:
         k: κ, hard positives and hard negatives per anchor (paper: 25).
-        rho: ρ, largest share of the batch that the minority makes up (paper: 0.5).
-        margin: m. Default: class level 0.5 (paper, section 3.3), for ranking 1.0 (no pair is ever far enough apart, so
-            its gradient never stops), in logit space 2.0, which is the same width where the sigmoid is steepest;
-            instance level 2π/|Z| (eq. 12), |Z| the number of classes profiled together, C in joint scope and 2 in
-            attribute scope. The distribution criterion has none.
+        rho: ρ, largest share of the batch that the minority makes up. Default: the criterion's (paper: 0.5; ranking 1).
+        margin: m. Default: the criterion's. Class level 0.5 (paper, section 3.3), for ranking 1.0, in logit space 2.0,
+            which is the same width where the sigmoid is steepest; instance level 2π/|Z| (eq. 12), |Z| the number of
+            classes profiled together, C in joint scope and 2 in attribute scope. The distribution criterion has none.
         scope: `"joint"` profiles all labels together, `"attribute"` each as a binary attribute. See `minority_classes`.
         level: `"class"` mines by score, `"instance"` by feature distance.
-        criterion: `"relative"`, `"absolute"`, `"distribution"` or `"ranking"`.
+        criterion: `"relative"`, `"absolute"`, `"distribution"`, `"ranking"`, or an object of your own class derived
+            from `Criterion`.
         average: `"triplet"` (paper): the mean is over all triplets, so labels with more of them weigh more; `"label"`:
-            each label's mean counts the same. For the criteria `"relative"` and `"ranking"`.
+            each label's mean counts the same. Default: the criterion's, `"label"` for ranking. For `"relative"` and
+            `"ranking"`, and criteria of your own that say so.
         score_space: `"probability"` (the paper: sigmoid, or softmax for class indices) or `"logit"`, the log-odds of
             that probability, whose gradient does not vanish with p·(1 - p) where labels are rare.
-        bins: τ, nodes of the distribution criterion's histograms, over [-1, 1] for probabilities, else over the range
-            that the batch's scores or distances allow.
+        bins: τ of `criterion="distribution"`, see `Distribution`. Default: 100.
         memory: past positives to keep per label. The batch's own anchors are compared with them too (as hard positives,
             with no gradient), so one positive in the batch is enough. 0: none, the paper's method.
         max_age: batches after which a past positive is forgotten.
         frequency: (C,) how common each label is in the training set. Joint scope then takes the labels in that order
             rather than in the order of the batch's own counts, which say little where batches are resampled.
+        shift: (C,) what the base loss adds to the logits, such as log frequencies; scores are then formed from the
+            logits that the base loss sees.
+        engine: of the criteria relative and ranking at class level: `"loops"` compiled by numba, on a CPU, `"tensors"`
+            on any device, or `"auto"`: loops where they can be had. Both give the same.
 
     Call:
         `(logits, targets, features=None) -> scalar` in float32 (float64 for float64 logits), also under autocast; 0
-        where there is no triplet. logits (n, C); targets (n, C) in [0, 1] (only exact ones are positives, only exact
-        zeros are negatives) or (n,) class indices; features (n, d) at instance level. On a CPU the first call ever for
-        relative or ranking at class level takes some seconds, in which numba compiles its loops.
+        where there is no triplet. `loss_and_counts` returns the triplets of each label too. logits (n, C); targets
+        (n, C) in [0, 1] (only exact ones are positives, only exact zeros are negatives) or (n,) class indices; features
+        (n, d) at instance level. With one logit per item, (n, 1) or (n,), targets (n, 1) or (n,) are one binary label.
+        On a CPU the first call ever for relative or ranking at class level takes some seconds, in which numba compiles
+        its loops.
 
     Attributes:
-        counts: (C,) long, triplets of each label in the last call (`"ranking"`: pairs); None before the first.
+        criterion: the `Criterion` object.
+        past: the memory, a `PositiveMemory`, or None. It is a module whose buffers, like `frequency` and `shift`, move
+            with `to` and are in `state_dict`.
 
     Raises:
         ValueError: unknown options, shapes that do not match, NaN or infinite logits or features, targets outside
             [0, 1]. On a GPU the value checks are asynchronous device assertions.
     """
 
+    frequency: Tensor | None
+    shift: Tensor | None
+
     def __init__(
         self,
         k: int = 25,
-        rho: float = 0.5,
+        rho: float | None = None,
         margin: float | None = None,
         scope: Scope = "joint",
         level: Level = "class",
-        criterion: Criterion = "relative",
+        criterion: str | Criterion = "relative",
         score_space: ScoreSpace = "probability",
-        bins: int = 100,
+        bins: int | None = None,
         memory: int = 0,
         max_age: int = 100,
         frequency: Sequence[float] | Tensor | None = None,
-        average: Average = "triplet",
+        average: Average | None = None,
+        shift: Sequence[float] | Tensor | None = None,
+        engine: Engine = "auto",
     ):
         super().__init__()
-        check_arguments(k, rho, scope, level)
-        check_choice("criterion", criterion, CRITERIA)
+        self.criterion = make_criterion(criterion, bins)
+        self.rho = self.criterion.rho if rho is None else rho
+        self.average: Average = self.criterion.average if average is None else average
+        check_arguments(k, self.rho, scope, level)
         check_choice("score_space", score_space, ("probability", "logit"))
+        check_choice("average", self.average, ("triplet", "label"))
         if margin is not None and not 0 <= margin < math.inf:
-            raise ValueError(f"margin={margin!r}: give a finite distance of at least 0, or None for the paper's.")
-        check_choice("average", average, ("triplet", "label"))
-        if average == "label" and criterion not in ("relative", "ranking"):
-            raise ValueError(f'average="label" needs criterion="relative" or "ranking", not {criterion!r}.')
-        if criterion == "ranking" and (level == "instance" or memory):
+            raise ValueError(f"margin={margin!r}: give a finite distance of at least 0, or None for the criterion's.")
+        self.k, self.margin, self.scope, self.level, self.score_space = int(k), margin, scope, level, score_space
+        self.memory = whole_number("memory", memory, 0, "give the number of past positives to keep, 0 for none")
+        self.max_age, self.engine = max_age, engine
+        self._check_criterion()
+        self.past = PositiveMemory(self.memory, max_age, level) if self.memory else None
+        self.register_buffer("frequency", check_per_label("frequency", frequency, lowest=0))
+        self.register_buffer("shift", check_per_label("shift", shift))
+
+    def _check_criterion(self) -> None:
+        """Raise ValueError for options that the criterion does not take."""
+        criterion, name = self.criterion, self.criterion.name
+        if self.average not in criterion.averages:
+            fit = " or ".join(f'"{n}"' for n, c in CRITERIA.items() if self.average in c.averages)
+            raise ValueError(f'average="{self.average}" needs criterion={fit}, not {name!r}.')
+        if self.level not in criterion.levels or (self.memory and not criterion.uses_memory):
             raise ValueError(
-                f'criterion="ranking" compares scores with those of negatives: it has no level={level!r} and no use '
-                f'for memory={memory!r}. Use level="class" and memory=0.'
+                f"criterion={name!r} has no level={self.level!r} or no use for memory={self.memory!r}: it serves level "
+                f"{' and '.join(map(repr, criterion.levels))}{'' if criterion.uses_memory else ' and memory=0'}. Give "
+                'another criterion, such as "relative".'
             )
-        if bins < 2:
-            raise ValueError(f"bins={bins!r}: a histogram needs at least 2 nodes.")
-        self.k, self.rho, self.margin, self.scope, self.level = int(k), rho, margin, scope, level
-        self.criterion, self.score_space, self.bins, self.average = criterion, score_space, bins, average
-        self.frequency = None if frequency is None else torch.as_tensor(frequency, dtype=torch.float32)
-        self.memory, self.max_age = memory, max_age
-        self.past = PositiveMemory(memory, max_age, level) if memory else None
-        self.counts: Tensor | None = None
+        check_engine(self.engine, self._by_hinge)
+
+    @property
+    def _by_hinge(self) -> bool:
+        """Whether the hinge engines serve it."""
+        return self.criterion.hinge and self.level == "class"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that make an equal, fresh `CRL`."""
+        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory", "max_age", "frequency")
+        return {name: getattr(self, name) for name in (*names, "average", "shift", "engine")}
 
     def extra_repr(self) -> str:
+        shown = {**self.options, "criterion": self.criterion.name}
         names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory", "average")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "counts": None}  # a batch has no place in a checkpoint
+        return ", ".join(f"{name}={shown[name]!r}" for name in names)
 
     def reset(self) -> None:
         """Forget past batches."""
-        self.counts = None
         if self.past is not None:
             self.past.reset()
 
     def default_margin(self, n_classes: int) -> float:
-        """M for C classes, where none was given."""
+        """M for C classes: the margin given, or the criterion's."""
         if self.margin is not None:
             return self.margin
-        if self.level == "instance":
-            return 2 * math.pi / (n_classes if self.scope == "joint" else 2)
-        if self.score_space == "logit":
-            return 2.0
-        return 1.0 if self.criterion == "ranking" else 0.5
+        return self.criterion.margin(self.level, self.score_space, self.scope, n_classes)
 
     def scores(self, logits: Tensor, single_label: bool) -> Tensor:
         """What class level compares, (n, C): probabilities or log-odds; softmax for single-label, else sigmoid."""
@@ -152,44 +186,65 @@ class CRL(nn.Module):
         log_p = logits.log_softmax(1)
         # log(1 - p): of the likeliest label, whose p may round to 1, it is the sum of the other labels' p.
         likeliest = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, log_p.argmax(1, keepdim=True), True)
-        others = log_p.masked_fill(likeliest, -1e9)
+        others = log_p.masked_fill(likeliest, -torch.inf)
         return log_p - torch.where(likeliest, others.logsumexp(1, keepdim=True), torch.log1p(-others.exp()))
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+        return self.loss_and_counts(logits, targets, features).loss
+
+    def loss_and_counts(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Rectified:
+        """The term and (C,) long, the triplets of each label (pairs, for ranking): see the class for the arguments."""
         if self.level == "class":
             features = None
         elif features is None:
             raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
-        logits, targets = as_plain_tensor(logits), as_plain_tensor(targets)
+        logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
         features = None if features is None else as_plain_tensor(features)
         check_batch(logits, targets, features, "logits")
+        n, n_classes = logits.shape
+        for name in ("frequency", "shift"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n_classes:
+                raise ValueError(f"{name} has {len(values)} values, but logits {n_classes} columns: give one each.")
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            if logits.shape[0] == 0:
-                self.counts = logits.new_zeros(logits.shape[1], dtype=torch.long)
-                return logits.sum()
+            if n == 0:
+                return Rectified(logits.sum(), torch.zeros(n_classes, dtype=torch.long, device=logits.device))
+            if self.shift is not None:
+                logits = logits + self.shift.to(logits)
             scores = self.scores(logits, targets.ndim == 1)
             distance = None if features is None else pairwise_distance(features)
-            y = membership(targets.detach(), logits.shape[1], logits.dtype)
-            shared = (features, distance, self._span(scores, distance), self.default_margin(logits.shape[1]))
-            memory = None if self.past is None else self.past.read()
-            width = logits.shape[1] if self.scope == "joint" else self._slice_width(*logits.shape)
-            if width >= logits.shape[1]:
-                self.counts, *sums = self._part(scores, y, memory, self.frequency, *shared)
+            y = membership(targets.detach(), n_classes, logits.dtype)
+            margin, by_label = self.default_margin(n_classes), self.average == "label"
+            if self._by_hinge:
+                attribute, lone_positive = self.scope == "attribute", self.criterion.lone_positive
+                options = HingeOptions(self.rho, self.k, margin, attribute, lone_positive, by_label)
+                part: Callable[..., tuple[Tensor, ...]] = partial(hinge_sum, options=options, engine=self.engine)
             else:
-                past = repeat(None) if memory is None else zip(*(t.split(width) for t in memory), strict=True)
-                slices = zip(scores.split(width, 1), y.split(width, 1), past, repeat(None))
-                part = self._part
-                if self.level == "instance" or self.criterion in ("absolute", "distribution"):  # with every pair
-                    part = partial(checkpoint, part, use_reentrant=False)
-                parts = (part(*tensors, *shared) for tensors in slices)
-                counts, *sums = zip(*parts, strict=True)
-                self.counts, sums = torch.cat(counts), map(sum, sums)
+                span = self._span(scores, distance)
+                part = partial(self._pair_sums, features=features, distance=distance, span=span, margin=margin)
+            counts, sums = self._all_sums(part, scores, y)
             if self.past is not None and self.training:
                 self.past.write(scores if features is None else features.to(scores.dtype), y == 1)
-            if self.criterion in ("relative", "ranking"):
-                return criteria.relative_loss(*sums, self.counts, self.average == "label")
-            return getattr(criteria, f"{self.criterion}_loss")(*sums)
+            return Rectified(self.criterion.loss(*sums, counts=(counts > 0) if by_label else counts), counts)
+
+    def _all_sums(
+        self, part: Callable[..., tuple[Tensor, ...]], scores: Tensor, y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Triplets per label and the criterion's sums: of all labels at once, or in slices added up."""
+        n, n_classes = scores.shape
+        memory = None if self.past is None else self.past.read()
+        frequency = None if self.frequency is None else self.frequency.to(y.device)
+        width = n_classes if self.scope == "joint" else self._slice_width(n, n_classes)
+        if width >= n_classes:
+            counts, *sums = part(scores, y, frequency, memory)
+            return counts, tuple(sums)
+        past = repeat(None) if memory is None else zip(*(t.split(width) for t in memory), strict=True)
+        slices = zip(scores.split(width, 1), y.split(width, 1), repeat(None), past)
+        if not self._by_hinge:  # with every pair
+            part = partial(checkpoint, part, use_reentrant=False)
+        each_counts, *each_sums = zip(*(part(*tensors) for tensors in slices), strict=True)
+        return torch.cat(each_counts), tuple(sum(values[1:], values[0]) for values in each_sums)
 
     def _slice_width(self, n: int, n_classes: int) -> int:
         """Labels that attribute scope mines at a time."""
@@ -206,59 +261,49 @@ class CRL(nn.Module):
         largest = scores.detach().max() - scores.detach().min() if distance is None else distance.detach().max()
         return largest.clamp_min(0.01)
 
-    def _part(
+    def _pair_sums(
         self,
         scores: Tensor,
         y: Tensor,
-        memory: tuple[Tensor, Tensor] | None,
         frequency: Tensor | None,
+        memory: tuple[Tensor, Tensor] | None,
+        *,
         features: Tensor | None,
         distance: Tensor | None,
         span: Tensor | float,
         margin: float,
     ) -> tuple[Tensor, ...]:
-        """Triplets per label and the criterion's sums for a slice of the labels."""
-        hinge, ranking = self.criterion in ("relative", "ranking"), self.criterion == "ranking"
-        frequency = None if frequency is None else frequency.to(y.device)
-        if NUMBA and hinge and distance is None and memory is None and y.device.type == "cpu":
-            options = (
-                limit(self.rho, len(y)),
-                self.k,
-                margin,
-                self.scope == "attribute",
-                ranking,
-                self.average == "label",
-            )
-            weights, constant, counts = hinge_weights(scores.detach(), y, frequency, *options)
-            return counts, scores.flatten().dot(weights) + constant
+        """Triplets per label and the criterion's sums over all pairs of a slice of the labels."""
         past, valid = (None, None) if memory is None else memory
+        lone_positive = self.criterion.lone_positive
         with torch.no_grad():
-            profile = Profile.of(y, self.rho, self.scope, frequency, valid, ranking)
-            counts = profile.pairs(self.k) if ranking else profile.triplets(self.k)
+            profile = Profile.of(y, self.rho, self.scope, frequency, valid, lone_positive)
+            counts = profile.pairs(self.k) if lone_positive else profile.triplets(self.k)
             share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
             counts = profile.by_label(counts, y.shape[1])
             past = past if past is None or profile.label is None else past.index_select(0, profile.label)
-        if distance is None:
+        if distance is None or features is None:
             scores = profile.scores(scores)
-            if hinge:
-                return counts, hinge_sum(profile, scores, past, self.k, margin, ranking, share)
+            past = None if past is None else past.to(scores.dtype)
             with torch.no_grad():
                 hard = HardSamples.by_score(profile, scores.detach(), self.k, past)
             own, near, far = take((scores, past), hard.anchor, hard.near, hard.far)
-            to_pos, to_neg = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
+            to_positive, to_negative = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
         else:
             past = None if past is None else profile.distance_to(features, past)
             with torch.no_grad():
-                hard = HardSamples.by_distance(
-                    profile, distance.detach(), self.k, None if past is None else past.detach()
-                )
-            to_pos, to_neg = take((distance, past), hard.near, hard.far)
-            if self.criterion == "relative":
-                share = None if share is None else share.index_select(0, hard.row)
-                return counts, criteria.relative_sums(to_pos, hard.near_bar, to_neg, hard.far_bar, margin, share)
-        pos = hard.near_bar == 0
-        pairs = (to_pos, pos, to_neg, (hard.each(hard.far_bar) == 0) & pos.any(1, keepdim=True))
-        if self.criterion == "distribution":
-            low = 0.0 if distance is not None else -span
-            return counts, *criteria.distribution_sums(*pairs, low, span, self.bins)
-        return counts, *getattr(criteria, f"{self.criterion}_sums")(*pairs, margin)
+                remembered = None if past is None else past.detach()
+                hard = HardSamples.by_distance(profile, distance.detach(), self.k, remembered)
+            to_positive, to_negative = take((distance, past), hard.near, hard.far)
+        is_positive, is_negative = hard.near_bar == 0, hard.each(hard.far_bar) == 0
+        needed = hard.is_anchor[:, None] if lone_positive else is_positive.any(1, keepdim=True)
+        pairs = Pairs(
+            to_positive,
+            is_positive,
+            to_negative,
+            is_negative & needed,
+            0.0 if distance is not None else -span,
+            span,
+            None if share is None else share.index_select(0, hard.row),
+        )
+        return counts, *self.criterion.sums(pairs, margin)

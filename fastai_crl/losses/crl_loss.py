@@ -93,7 +93,7 @@ class CRLLoss(nn.Module):
         if not self.training or getattr(self, "reduction", "mean") == "none":
             return base
         alpha = self._count(logits, targets) if self.alpha == "auto" else self.alpha
-        return rectify(base, self.crl(logits, targets, features), self.crl.counts, alpha)
+        return rectify(base, *self.crl.loss_and_counts(logits, targets, features), alpha)
 
     @torch.no_grad()
     def _count(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class HardSamples:
     far: Tensor  # (R, N) hard negatives, hardest first
     far_bar: Tensor  # (R, N) 0 for a hard negative, below all scores otherwise
     shared: bool  # class level
+    is_anchor: Tensor  # (A,) bool, False for padding
 
     def each(self, lists: Tensor) -> Tensor:
         """(R, ...) -> (A, ...): the list of each anchor."""
@@ -90,7 +91,7 @@ class HardSamples:
         bar = bar.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], -_BIG)
         if memory is not None:
             near, bar = cls._remember(profile, scores, memory, near, column, place, row, k)
-        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(profile, scores, k), True)
+        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(profile, scores, k), True, row < m)
 
     @staticmethod
     def _remember(
@@ -106,6 +107,7 @@ class HardSamples:
         """The k + 1 lowest of each label among the batch's own (near) and the memory, and the anchors' bars."""
         (m, r), size = memory.shape, scores.numel()
         own = scores.take(near) - _bar(profile.n_minority, column, scores.dtype)
+        assert profile.remembered is not None  # it comes with the memory
         values = torch.cat([own, memory + (~profile.remembered) * _BIG], 1)
         places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
         near = places.gather(1, _lowest(values, min(k + 1, values.shape[1]), 1))
@@ -125,14 +127,14 @@ class HardSamples:
         (n, m), dtype = profile.minority_side.shape, distance.dtype
         place, row = profile.anchors()
         count = torch.constant_pad_nd(profile.partners(), (0, 1)).take(row)
-        place, row = place.clamp_max(n * m - 1), row.clamp_max(m - 1)
+        is_anchor, place, row = row < m, place.clamp_max(n * m - 1), row.clamp_max(m - 1)
         sample = (place // m)[:, None]
         distance = distance.index_select(0, sample[:, 0])
         minority_side, excluded = (side.T.index_select(0, row) for side in (profile.minority_side, profile.excluded))
         others = minority_side.scatter_(1, sample, 0)
         first = n * sample
         near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
-        if memory is not None:
+        if memory is not None and profile.remembered is not None:
             near = torch.cat([near, (~profile.remembered).index_select(0, row) * _BIG - memory], 1)
         near = _lowest(near, max(1, min(k, profile.most - 1 + (0 if memory is None else memory.shape[1]))), 1)
         far = _lowest(torch.add(distance, excluded, alpha=_BIG), min(k, n), 1)
@@ -144,7 +146,7 @@ class HardSamples:
         else:
             after = n * n - n + memory.shape[1] * torch.arange(len(row), device=near.device)[:, None]
             near = near + torch.where(near < n, first, after)
-        return cls(place, row, near, near_bar, far + first, far_bar, False)
+        return cls(place, row, near, near_bar, far + first, far_bar, False, is_anchor)
 
 
 def pairwise_distance(features: Tensor) -> Tensor:

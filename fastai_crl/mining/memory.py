@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastai_crl._checks import whole_number
 
 from .profile import Level
 
 __all__ = ["PositiveMemory"]
 
 
-class PositiveMemory:
+_RINGS = ("values", "written", "total", "clock")
+
+
+class PositiveMemory(nn.Module):
     """Ring buffer of the last `size` positives of each label: scores, or embeddings, detached and in float32 or more.
 
     Shapes are fixed at the first write, and no call synchronises with a GPU. Entries grow old: one written more than
-    `max_age` writes ago is no longer given out, since the network that scored it has moved on.
+    `max_age` writes ago is no longer given out, since the network that scored it has moved on. The rings are buffers:
+    `to` moves them and `state_dict` holds them. A pickle holds none, so that an export has nothing of a training run.
 
     Args:
         size: R, entries per label, ≥ 1.
@@ -22,36 +30,41 @@ class PositiveMemory:
         level: `"class"` keeps each positive's score of its label, `"instance"` its embedding.
 
     Raises:
-        ValueError: size or max_age below 1.
+        ValueError: size or max_age other than a whole number of at least 1.
     """
 
+    values: Tensor | None  # (C, R) or (C, R, d)
+    written: Tensor | None  # (C, R) long: the write that made the entry
+    total: Tensor | None  # (C,) long: entries ever written
+    clock: Tensor | None  # scalar long: writes so far
+
     def __init__(self, size: int, max_age: int, level: Level = "class"):
-        for name, value in (("size", size), ("max_age", max_age)):
-            if value < 1:
-                raise ValueError(f"{name}={value!r}: the memory needs a whole number of at least 1.")
-        self.size, self.max_age, self.level = size, max_age, level
-        self.reset()
+        super().__init__()
+        self.size = whole_number("size", size, 1, "the memory needs a whole number of at least 1")
+        self.max_age = whole_number("max_age", max_age, 1, "the memory needs a whole number of at least 1")
+        self.level = level
+        for name in _RINGS:
+            self.register_buffer(name, None)
 
     def reset(self) -> None:
         """Forget everything."""
-        self.values: Tensor | None = None  # (C, R) or (C, R, d)
-        self.written: Tensor | None = None  # (C, R) long: the write that made the entry
-        self.total: Tensor | None = None  # (C,) long: entries ever written
-        self.clock: Tensor | None = None  # scalar long: writes so far
+        for name in _RINGS:
+            setattr(self, name, None)
 
-    def __getstate__(self) -> dict:
-        return {
-            "size": self.size,
-            "max_age": self.max_age,
-            "level": self.level,
-        }  # nothing of a training run goes into an export
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": dict.fromkeys(_RINGS)}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in _RINGS:  # their shape is that of the state's, which may hold none
+            saved, ring = state_dict.get(prefix + name), getattr(self, name)
+            if saved is None or ring is None or ring.shape != saved.shape:
+                device = None if ring is None else ring.device
+                setattr(self, name, None if saved is None else torch.empty_like(saved, device=device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def read(self) -> tuple[Tensor, Tensor] | None:
         """Values, (C, R) or (C, R, d), and which of them hold, (C, R) bool; None before the first write."""
-        if self.values is None:
+        if self.values is None or self.clock is None or self.written is None:
             return None
         return self.values, self.clock - self.written < self.max_age
 
@@ -65,7 +78,7 @@ class PositiveMemory:
         """
         (n, n_classes), r = positive.shape, self.size
         scores, values = self.level == "class", values.detach()
-        if self.values is None:
+        if self.values is None or self.written is None or self.total is None or self.clock is None:
             self.values = values.new_zeros(n_classes, r, *(() if scores else values.shape[1:]))
             self.written = torch.full((n_classes, r), -self.max_age, device=values.device)
             self.total = torch.zeros(n_classes, dtype=torch.long, device=values.device)
@@ -84,6 +97,6 @@ class PositiveMemory:
         source = source[:-1].view(n_classes, r)
         new, source = source >= 0, source.clamp_min(0)
         fresh = values[source, label[:, None]] if scores else values[source]
-        self.values = torch.where(new if scores else new[..., None], fresh, self.values)
+        self.values = torch.where(new if scores else new[..., None], fresh.to(self.values.dtype), self.values)
         self.written = torch.where(new, self.clock, self.written)
         self.total = self.total + h

@@ -45,7 +45,7 @@ def minority_classes(
         (C,) bool.
 
     Example:
-        >>> minority_classes(torch.tensor([[1, 0, 1], [1, 0, 1], [1, 1, 0], [1, 0, 0]]))
+        >>> minority_classes(torch.tensor([[1, 0, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0]]))
         tensor([False, False,  True])
     """
     check_arguments(1, rho, scope, "class")

@@ -14,6 +14,7 @@ from torch import nn
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.learner import crl_learner
+from fastai_crl.losses.criteria import Ranking, Relative
 from fastai_crl.losses.crl_loss import CRL
 from fastai_crl.synthetic.make_hpa import make_hpa
 
@@ -71,9 +72,11 @@ def test_options_are_those_of_the_code():
     known = {**inspect.signature(CRL).parameters, **inspect.signature(CRLCallback).parameters}
     table = {cells[0].strip("`"): cells[2] for cells in rows("option")}
     assert {"alpha", "schedule", "k", "rho", "margin", "scope", "level", "criterion"} <= set(table) <= set(known)
-    for name in ("alpha", "k", "rho", "scope", "level", "criterion", "score_space"):
+    for name in ("alpha", "k", "scope", "level", "criterion", "score_space"):
         default = known[name].default
         assert table[name] == (f'`"{default}"`' if isinstance(default, str) else f"{default}"), name
+    assert table["rho"] == f"{Relative.rho} (ranking: {Ranking.rho:g})"
+    assert table["average"] == f'`"{Relative.average}"` (ranking: `"{Ranking.average}"`)'
     assert inspect.signature(crl_learner).parameters["n_epoch"].default == 10
 
 

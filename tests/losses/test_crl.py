@@ -14,8 +14,8 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastai_crl.losses import CRL
 from fastai_crl.losses import crl as rectification
+from fastai_crl.losses.hinge import loops
 from tests import oracle
 
 VARIANTS = [
@@ -26,14 +26,20 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["numba", "tensors"], autouse=True)
+@pytest.fixture(scope="module", params=["auto", "tensors"], autouse=True)
 def engine(request):
     """The hinge criteria at class level have two engines on a CPU; what holds for one holds for the other."""
-    if request.param == "numba" and not rectification.NUMBA:
+    if request.param == "auto" and not loops.AVAILABLE:
         pytest.skip("numba is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rectification, "NUMBA", request.param == "numba")
-        yield
+    ENGINE[:] = [request.param]
+
+
+ENGINE = ["auto"]
+
+
+def CRL(*args, **options):
+    """A `CRL` with the engine under test."""
+    return rectification.CRL(*args, **{"engine": ENGINE[0], **options})
 
 
 def expected_loss(logits, targets, features, crl):
@@ -48,7 +54,7 @@ def expected_loss(logits, targets, features, crl):
         others = logits.unsqueeze(1).masked_fill(torch.eye(n_classes, dtype=torch.bool), -math.inf)
         p = logits if targets.ndim == 2 else logits - others.logsumexp(2).clamp_min(-1e9)
     scores = p
-    if crl.criterion == "ranking":
+    if crl.criterion.name == "ranking":
         margin = {"probability": 1.0, "logit": 2.0}[crl.score_space] if crl.margin is None else crl.margin
         return oracle.ranking(scores, rows, crl.k, crl.rho, crl.scope, margin, crl.average)[0]
     found = oracle.triplets(scores.tolist(), rows, crl.k, crl.rho, crl.scope, crl.level, features.tolist())
@@ -59,9 +65,9 @@ def expected_loss(logits, targets, features, crl):
     if crl.level == "instance":
         margin = 2 * math.pi / (n_classes if crl.scope == "joint" else 2)
     margin = margin if crl.margin is None else crl.margin
-    if crl.criterion == "relative":
+    if crl.criterion.name == "relative":
         return oracle.relative(each, margin, [c for *_, c in found] if crl.average == "label" else None)
-    if crl.criterion == "absolute":
+    if crl.criterion.name == "absolute":
         return oracle.absolute(positives, negatives, margin)
     if crl.level == "instance":
         low, high = 0.0, max(oracle.distance(x, y) for x in features.tolist() for y in features.tolist())
@@ -70,7 +76,7 @@ def expected_loss(logits, targets, features, crl):
     else:
         high = float(scores.max() - scores.min())
         low = -high
-    return oracle.distribution(positives, negatives, low, high, crl.bins)
+    return oracle.distribution(positives, negatives, low, high, crl.criterion.bins)
 
 
 def gradients(loss, *inputs):
@@ -101,16 +107,16 @@ def test_value_and_gradient_equal_plain_loop(data, level, criterion, scope, spac
         level=level,
         criterion=criterion,
         score_space=space,
-        bins=data.draw(st.sampled_from([2, 17, 100])),
+        bins=data.draw(st.sampled_from([2, 17, 100])) if criterion == "distribution" else None,
         average=data.draw(
             st.sampled_from(["triplet", "label"] if criterion in ("relative", "ranking") else ["triplet"])
         ),
     )
     inputs = (logits.requires_grad_(), features.requires_grad_())
     expected = expected_loss(logits, targets, features, crl)
-    found = crl(logits, targets, features)
+    found, counts = crl.loss_and_counts(logits, targets, features)
     if expected is None:
-        assert found.item() == 0 and not crl.counts.any() and not any(g.any() for g in gradients(found, *inputs))
+        assert found.item() == 0 and not counts.any() and not any(g.any() for g in gradients(found, *inputs))
         return
     tolerance = {"rtol": 1e-9, "atol": 1e-10}
     torch.testing.assert_close(found, torch.as_tensor(expected), **tolerance)
@@ -126,13 +132,13 @@ def batch(n=40, n_classes=6, rate=0.12, dtype=torch.float32):
 
 def run(crl, logits, targets, features):
     """Loss, gradients in logits and features, triplets per label."""
-    loss = crl(logits, targets, features)
-    return loss.detach(), *gradients(loss, logits, features), crl.counts
+    loss, counts = (crl.loss_and_counts if isinstance(crl, nn.Module) else crl)(logits, targets, features)
+    return loss.detach(), *gradients(loss, logits, features), counts
 
 
 def each_variant(**options):
     variants = [CRL(level=level, criterion=criterion, **options) for level, criterion in VARIANTS]
-    by_label = [(v.level, v.criterion) for v in variants if v.criterion in ("relative", "ranking")]
+    by_label = [(v.level, v.criterion.name) for v in variants if v.criterion.name in ("relative", "ranking")]
     return variants + [CRL(level=level, criterion=c, average="label", **options) for level, c in by_label]
 
 
@@ -142,7 +148,14 @@ def test_gradcheck(level, criterion, scope):
     logits, targets, features = batch(12, 3, 0.3, torch.float64)
     # Without the batch's own range: the histogram's last node moves with it, and is no part of the gradient.
     space = "logit" if criterion != "distribution" else "probability"
-    crl = CRL(3, scope=scope, level=level, criterion=criterion, score_space=space, bins=5)
+    crl = CRL(
+        3,
+        scope=scope,
+        level=level,
+        criterion=criterion,
+        score_space=space,
+        bins=5 if criterion == "distribution" else None,
+    )
     compared = logits if level == "class" else features
     other = (lambda x: crl(x, targets)) if level == "class" else (lambda x: crl(logits.detach(), targets, x))
     if level == "instance" and criterion == "distribution":
@@ -232,7 +245,10 @@ def test_ties_equal_plain_loop(scope, criterion):
         generator = torch.Generator().manual_seed(trial)
         logits = torch.randint(-1, 2, (16, 3), generator=generator).double().requires_grad_()
         targets = (torch.rand(16, 3, generator=generator) < 0.35).double()
-        crl, features = CRL(3, scope=scope, criterion=criterion, bins=7), torch.zeros(16, 1)
+        crl, features = (
+            CRL(3, scope=scope, criterion=criterion, bins=7 if criterion == "distribution" else None),
+            torch.zeros(16, 1),
+        )
         expected = expected_loss(logits, targets, features, crl)
         if expected is None:
             continue
@@ -261,14 +277,12 @@ def test_ranking_counts_pairs_and_takes_lone_positives():
     targets[0, 0] = targets[1, 1] = targets[2, 1] = 1
     targets[3:, 2] = 1
     logits = torch.randn(10, 3, requires_grad=True)
-    crl = CRL(4, criterion="ranking")
-    value = crl(logits, targets)
+    crl = CRL(4, 0.5, criterion="ranking", average="triplet")
+    value, counts = crl.loss_and_counts(logits, targets)
     expected, labels = oracle.ranking(logits.sigmoid(), targets.tolist(), 4, 0.5, "joint", 1.0, "triplet")
-    assert crl.counts.tolist() == [labels.count(c) for c in range(3)] == [4, 8, 0]
+    assert counts.tolist() == [labels.count(c) for c in range(3)] == [4, 8, 0]
     torch.testing.assert_close(value, expected)
-    alone = CRL(4)
-    alone(logits, targets)
-    assert alone.counts.tolist() == [0, 2 * 4, 0]
+    assert CRL(4).loss_and_counts(logits, targets).counts.tolist() == [0, 2 * 4, 0]
 
 
 def test_unused_labels_change_nothing():
@@ -314,7 +328,7 @@ def test_compiles_as_one_graph(scope):
     inputs = batch()
     for crl in each_variant(k=5, scope=scope):
         torch._dynamo.reset()
-        compiled = torch.compile(crl, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(crl.loss_and_counts, fullgraph=True, backend="aot_eager")
         for found, expected in zip(run(compiled, *inputs), run(crl, *inputs), strict=True):
             torch.testing.assert_close(found, expected)
 
@@ -324,7 +338,7 @@ def test_compiled_code_agrees():
     inputs, crl = batch(), CRL(5)
     torch._dynamo.reset()
     try:
-        found = run(torch.compile(crl, fullgraph=True), *inputs)
+        found = run(torch.compile(crl.loss_and_counts, fullgraph=True), *inputs)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"no compiler here: {error}")
     for x, expected in zip(found, run(crl, *inputs), strict=True):
@@ -374,8 +388,9 @@ CRL()(torch.randn(4, 2, requires_grad=True), torch.eye(2).repeat(2, 1)).backward
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 logits.grad, before = torch.zeros_like(logits), peak()
 crl = CRL(scope=sys.argv[1])
-crl(logits, targets).backward()
-print(peak() - before, int(crl.counts.sum()))
+loss, counts = crl.loss_and_counts(logits, targets)
+loss.backward()
+print(peak() - before, int(counts.sum()))
 """
 
 
@@ -404,12 +419,11 @@ def test_a_whole_number_of_any_type_will_do_for_k():
         assert torch.equal(found(logits, targets, features), expected(logits, targets, features))
 
 
-def test_pickles_without_its_last_batch():
+def test_pickles():
     logits, targets, _ = batch()
     crl = CRL(7, criterion="absolute")
     expected = crl(logits, targets)
     copy = pickle.loads(pickle.dumps(crl))
-    assert copy.counts is None and crl.counts.any()
     assert torch.equal(copy(logits, targets), expected) and repr(copy) == repr(crl)
 
 

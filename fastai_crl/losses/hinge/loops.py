@@ -1,35 +1,35 @@
 """The hinge criteria at class level on a CPU: the plain loops of the paper (arXiv:1804.10851), compiled by numba.
 
-What `_hinge` does in tensor operations, which on a CPU cost more to start than to run. Without numba, with a memory of
-past positives, and on other devices, that one is used.
+What `tensors` does in tensor operations, which on a CPU cost more to start than to run.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastai_crl.mining.profile import limit
+
+from . import tensors
+from .options import HingeOptions
+
 try:
     import numba
 except ImportError:  # absent, or not for this NumPy
-    numba = None
+    numba = None  # type: ignore[assignment]
 
-__all__ = ["NUMBA", "hinge_weights"]
+__all__ = ["AVAILABLE", "hinge_weights"]
 
-NUMBA = numba is not None
+AVAILABLE = numba is not None
 
 
 def _compiled(function: Callable) -> Callable:
-    """Compiled at its first call, and kept on disk for the next process where there is a place for it."""
-    if numba is None:
-        return function
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to write
-        return numba.njit(nogil=True)(function)
+    return function if numba is None else numba.njit(nogil=True)(function)
 
 
 @_compiled
@@ -83,31 +83,62 @@ def _n_above(others, threshold):
 
 
 @_compiled
-def _relative(own, others, k, margin, own_weight, hist):
+def _hard_positives(own, past, k):
+    """Eq. 4 with a memory: the κ + 1 lowest of the minority samples and the past ones, both lowest first.
+
+    The κ lowest of all but the anchor are among them. Ties go to the minority samples. Returns their scores, for each
+    its place among the minority samples (-1: a past one), and for each minority sample its place among them.
+    """
+    n_near = min(k + 1, len(own) + len(past))
+    near, source, place = np.empty(n_near, own.dtype), np.empty(n_near, np.int64), np.full(len(own), n_near)
+    a = r = 0
+    for i in range(n_near):
+        if r == len(past) or (a < len(own) and own[a] <= past[r]):
+            near[i], source[i], place[a] = own[a], a, i
+            a += 1
+        else:
+            near[i], source[i] = past[r], -1
+            r += 1
+    return near, source, place
+
+
+@_compiled
+def _relative(own, past, others, k, margin, own_weight, hist):
     """Eq. 9: adds to the minority samples' weights, and to `hist`: pairs (a, +) by their number of active hinges.
 
     max(0, m + |p_a - p_+| - p_a + p_-) is active where p_- > p_a - |p_a - p_+| - m: for the first so many of the hard
-    negatives. Each function of the kind returns the number of all active hinges.
+    negatives. Each function of the kind returns the number of all active hinges, and what past scores add to the sum.
     """
-    active, n_near = 0, min(k + 1, len(own))
+    active, past_sum = 0, 0.0
+    near, source, place = _hard_positives(own, past, k)
+    near_weight = np.zeros(len(near), np.int64)
     # For an anchor that scores above p_+ that is p_- > p_+ - m, whichever anchor it is.
-    below = np.array([_n_above(others, p - margin) for p in own[:n_near]])
+    below = np.array([_n_above(others, p - margin) for p in near])
     for a in range(len(own)):
-        for i in range(n_near if a <= k else k):  # the κ lowest but for the anchor itself
-            if i == a:
+        itself, pulled = place[a], 0
+        for i in range(
+            len(near) if itself < len(near) else min(k, len(near))
+        ):  # the κ lowest but for the anchor itself
+            if i == itself:
                 continue
-            count = below[i] if own[i] <= own[a] else _n_above(others, 2 * own[a] - own[i] - margin)
+            count = below[i] if near[i] <= own[a] else _n_above(others, 2 * own[a] - near[i] - margin)
             hist[count] += 1
             active += count
             # The slopes of |p_a - p_+| - p_a, where that of |0| is 0.
-            if own[i] < own[a]:
-                own_weight[i] -= count
-            elif own[i] > own[a]:
-                own_weight[i] += count
-                own_weight[a] -= 2 * count
+            if near[i] < own[a]:
+                near_weight[i] -= count
+            elif near[i] > own[a]:
+                near_weight[i] += count
+                pulled += 2 * count
             else:
-                own_weight[a] -= count
-    return active
+                pulled += count
+        own_weight[a] -= pulled
+    for i in range(len(near)):
+        if source[i] < 0:
+            past_sum += near_weight[i] * near[i]
+        else:
+            own_weight[source[i]] += near_weight[i]
+    return active, past_sum
 
 
 @_compiled
@@ -119,14 +150,13 @@ def _ranking(own, others, margin, own_weight, hist):
         hist[count] += 1
         active += count
         own_weight[a] -= count
-    return active
+    return active, 0.0
 
 
-@_compiled
-def _weigh(scores, y, frequency, limit, k, margin, attribute, ranking, by_label, weights, counts):
-    """Fills (n, C) weights and (C,) counts of triplets (pairs, for ranking); returns the number of active hinges."""
+def _weigh(scores, y, frequency, past, valid, limit, k, margin, attribute, lone_positive, by_label, weights, counts):
+    """Fill (n, C) weights and (C,) counts of triplets (pairs, for ranking); return the constant."""
     n, n_classes = y.shape
-    h, g = np.zeros(n_classes, np.int64), np.zeros(n_classes, np.int64)
+    h, g, r = np.zeros(n_classes, np.int64), np.zeros(n_classes, np.int64), np.zeros(n_classes, np.int64)
     for i in range(n):
         for c in range(n_classes):
             h[c] += y[i, c] == 1
@@ -135,74 +165,124 @@ def _weigh(scores, y, frequency, limit, k, margin, attribute, ranking, by_label,
     if attribute:
         flipped = 2 * h > n
         h, g = np.where(flipped, g, h), np.where(flipped, h, g)
+    if len(past):
+        for c in range(n_classes):
+            r[c] = 0 if flipped[c] else valid[c].sum()  # it holds positives
     key = h.astype(np.float64) if len(frequency) == 0 else frequency
-    minority, total = _minority(h, key, limit, attribute), 0.0
+    minority, constant = _minority(h, key, limit, attribute), 0.0
     for c in range(n_classes):
-        counts[c] = h[c] * min(g[c], k) * (1 if ranking else min(max(h[c] - 1, 0), k)) if minority[c] else 0
-        if counts[c] == 0:
+        counts[c] = h[c] * min(g[c], k) * (1 if lone_positive else min(h[c] + r[c] - 1, k)) if minority[c] else 0
+        if counts[c] <= 0:
+            counts[c] = 0
             continue
         sign = -1 if flipped[c] else 1
-        inside, own, far, others = _hard_samples(scores, y, c, sign, h[c], min(g[c], k))
+        minority_side, own, far, others = _hard_samples(scores, y, c, sign, h[c], min(g[c], k))
         own_weight, hist = np.zeros(h[c], np.int64), np.zeros(len(far) + 1, np.int64)
-        if ranking:
-            active = _ranking(own, others, margin, own_weight, hist)
+        if lone_positive:
+            active, past_sum = _ranking(own, others, margin, own_weight, hist)
         else:
-            active = _relative(own, others, k, margin, own_weight, hist)
+            remembered = np.sort(past[c][valid[c]]) if r[c] else own[:0]
+            active, past_sum = _relative(own, remembered, others, k, margin, own_weight, hist)
         share = 1 / counts[c] if by_label else 1.0
-        total += active * share
+        constant += (margin * active + past_sum) * share
         for a in range(h[c]):
-            weights[inside[a], c] = own_weight[a] * share * sign
+            weights[minority_side[a], c] = own_weight[a] * share * sign
         pairs = 0  # in which negative j is active
         for j in range(len(far) - 1, -1, -1):
             pairs += hist[j + 1]
             weights[far[j], c] = pairs * share * sign
-    return total
+    return constant
+
+
+class _Compiler:
+    """`_weigh`, compiled at its first call and kept on disk for the next process; without the disk where that fails.
+
+    A cache may be cut short, full, or read-only, and numba raises whatever comes of that.
+    """
+
+    def __init__(self) -> None:
+        self.cache_or_not = [True, False] if AVAILABLE else []
+        self.function: Callable | None = None
+
+    def __call__(self, *arguments: Any) -> float | None:
+        """Return what `_weigh` does, or None where it cannot be compiled at all."""
+        while self.cache_or_not:
+            try:
+                if self.function is None:
+                    self.function = numba.njit(nogil=True, cache=self.cache_or_not[0])(_weigh)
+                return self.function(*arguments)
+            except Exception as error:
+                self.function = None
+                if self.cache_or_not.pop(0):
+                    instead = "they are compiled anew in this process. Empty the folder, or set NUMBA_CACHE_DIR"
+                    self._warn(f"numba's cache of the compiled loops failed ({error!r}): {instead}.")
+                else:
+                    self._warn(f"numba cannot compile the loops ({error!r}): tensor operations are used instead.")
+        return None
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+_weigh_compiled = _Compiler()
 
 
 @torch.library.custom_op(
     "fastai_crl::hinge_weights",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor scores, Tensor y, Tensor? frequency, int limit, int k, float margin, bool attribute, bool ranking, "
-    "bool by_label) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor scores, Tensor y, Tensor? frequency, Tensor? past, Tensor? valid, float rho, int k, float margin, "
+    "bool attribute, bool lone_positive, bool by_label) -> (Tensor, Tensor, Tensor)",
 )
+def operator(
+    scores: Tensor,
+    y: Tensor,
+    frequency: Tensor | None,
+    past: Tensor | None,
+    valid: Tensor | None,
+    rho: float,
+    k: int,
+    margin: float,
+    attribute: bool,
+    lone_positive: bool,
+    by_label: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hinge_weights` with flat arguments, as `torch.compile` needs them."""
+    weights, counts = scores.new_zeros(scores.shape), torch.empty(scores.shape[1], dtype=torch.long)
+    key = np.empty(0) if frequency is None else frequency.double().numpy()
+    if past is None or valid is None:
+        rings = (np.empty((0, 0), weights.numpy().dtype), np.empty((0, 0), np.bool_))
+    else:
+        rings = (past.to(scores.dtype).contiguous().numpy(), valid.contiguous().numpy())
+    arrays = (scores.contiguous().numpy(), y.contiguous().numpy(), key, *rings)
+    options = (limit(rho, len(y)), k, margin, attribute, lone_positive, by_label)
+    constant = _weigh_compiled(*arrays, *options, weights.numpy(), counts.numpy())
+    if constant is None:
+        memory = None if past is None or valid is None else (past, valid)
+        return tensors.hinge_weights(
+            scores, y, frequency, memory, HingeOptions(rho, k, margin, attribute, lone_positive, by_label)
+        )
+    return weights.flatten(), scores.new_tensor(constant), counts
+
+
+@operator.register_fake
+def _(scores, y, *_):
+    counts = scores.new_empty(scores.shape[1], dtype=torch.long)
+    return scores.new_empty(scores.numel()), scores.new_empty(()), counts
+
+
 def hinge_weights(
     scores: Tensor,
     y: Tensor,
     frequency: Tensor | None,
-    limit: int,
-    k: int,
-    margin: float,
-    attribute: bool,
-    ranking: bool,
-    by_label: bool,
+    memory: tuple[Tensor, Tensor] | None,
+    options: HingeOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the hinges of a batch as weights of its scores, which it is linear in while the active ones stay the same.
-
-    Args:
-        scores: (n, C) float32 or float64.
-        y: (n, C) memberships of the same dtype, see `membership`.
-        frequency: (C,), see `minority`, or None.
-        limit: ⌊ρ·n⌋, the most positives of the minority classes; of any one in attribute scope.
-        k: κ.
-        margin: m.
-        attribute: attribute scope, else joint.
-        ranking: criterion `"ranking"`, else `"relative"`.
-        by_label: each label's sum is divided by its number of triplets.
+    """Sum of the hinges of a batch as weights of its scores: see `hinge_sum` for the arguments.
 
     Returns:
-        (n·C,) weights, m · number of active hinges as a scalar, both in the dtype of the scores, and (C,) long triplets
-        (ranking: pairs) of each label.
+        (n·C,) weights and the constant, a scalar, both in the dtype of the scores; (C,) long triplets of each label.
     """
-    weights, counts = scores.new_zeros(scores.shape), torch.empty(scores.shape[1], dtype=torch.long)
-    key = np.empty(0) if frequency is None else frequency.double().numpy()
-    arrays = (scores.contiguous().numpy(), y.contiguous().numpy(), key)
-    options = (limit, k, margin, attribute, ranking, by_label)
-    active = _weigh(*arrays, *options, weights.numpy(), counts.numpy())
-    return weights.flatten(), scores.new_tensor(margin * active), counts
-
-
-@hinge_weights.register_fake
-def _(scores, y, *_):
-    counts = scores.new_empty(scores.shape[1], dtype=torch.long)
-    return scores.new_empty(scores.numel()), scores.new_empty(()), counts
+    past, valid = (None, None) if memory is None else memory
+    return operator(scores, y, frequency, past, valid, *options)

@@ -1,8 +1,7 @@
-"""The hinge criteria at class level in tensor operations: sums over all triplets, or pairs, as weights of the scores.
+"""The hinge criteria at class level in tensor operations, for any device: no call waits for a GPU.
 
-Relative (arXiv:1804.10851, eqs. 9 and 10) is max(0, m + |p_a - p_+| - p_a + p_-), ranking the same without |p_a - p_+|.
-While the active ones stay the same their sum is linear in the scores, Σ weight·p + m·(number of active hinges): no pair
-needs a gradient, and the κ² triplets of an anchor take κ searches in its sorted hard negatives.
+What `loops` does in loops; `mining` has the functions for the minority (eq. 3) and the hard samples (eqs. 4 and 5). The
+κ² triplets of an anchor take κ searches in its sorted hard negatives.
 """
 
 from __future__ import annotations
@@ -11,35 +10,17 @@ import torch
 from torch import Tensor
 
 from fastai_crl.mining.hard_samples import HardSamples, flat, negatives
-from fastai_crl.mining.profile import Profile
+from fastai_crl.mining.profile import Profile, Scope
 
-__all__ = ["hinge_sum"]
+from .options import HingeOptions
 
-
-def hinge_sum(
-    profile: Profile,
-    scores: Tensor,
-    memory: Tensor | None,
-    k: int,
-    margin: float,
-    ranking: bool,
-    share: Tensor | None,
-) -> Tensor:
-    """Sum of the hinges of all triplets, or (`ranking`) of all pairs of an anchor and a hard negative.
-
-    Takes the (n, M) scores of the labels to mine, the (M, R) scores in the memory, which are positives of the anchors
-    (not for ranking), and (M,) what a triplet of each label counts, None for 1.
-    """
-    with torch.no_grad():
-        places, weights, active = (_ranking if ranking else _relative)(profile, scores, memory, k, margin, share)
-    entries = flat((scores, memory))
-    return entries.dot(torch.zeros_like(entries).scatter_add_(0, places, weights)) + margin * active
+__all__ = ["hinge_weights"]
 
 
 def _relative(
     profile: Profile, scores: Tensor, memory: Tensor | None, k: int, margin: float, share: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Places of scores in the flattened matrices, their weights, and the number of active hinges."""
+    """Eq. 9: places of scores in the flattened (n, M) scores and (M, R) memory, weights, number of active hinges."""
     hard = HardSamples.by_score(profile, scores, k, memory)
     own, row = scores.take(hard.anchor)[:, None], hard.row
     near, far = flat((scores, memory)).take(hard.near), scores.take(hard.far) + hard.far_bar
@@ -61,9 +42,9 @@ def _relative(
 
 
 def _ranking(
-    profile: Profile, scores: Tensor, memory: None, k: int, margin: float, share: Tensor | None
+    profile: Profile, scores: Tensor, memory: Tensor | None, k: int, margin: float, share: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for ranking."""
+    """The same for max(0, m - p_a + p_-)."""
     m = scores.shape[1]
     place, row = profile.anchors()
     place, real, row = place.clamp_max(scores.numel() - 1), row < m, row.clamp_max(m - 1)
@@ -73,3 +54,38 @@ def _ranking(
     active = active.to(scores.dtype) if share is None else active * share.index_select(0, row)[:, None]
     pushed = torch.zeros_like(far).index_add_(0, row, active)
     return torch.cat((place, places.flatten())), torch.cat((-active.sum(1), pushed.flatten())), active.sum()
+
+
+@torch.no_grad()
+def hinge_weights(
+    scores: Tensor,
+    y: Tensor,
+    frequency: Tensor | None,
+    memory: tuple[Tensor, Tensor] | None,
+    options: HingeOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the hinges of a batch as weights of its scores: see `hinge_sum` for the arguments.
+
+    Returns:
+        (n·C,) weights and the constant, a scalar, both in the dtype of the scores; (C,) long triplets of each label.
+    """
+    (n, n_classes), k = scores.shape, options.k
+    past, valid = (None, None) if memory is None else (memory[0].to(scores.dtype), memory[1])
+    scope: Scope = "attribute" if options.attribute else "joint"
+    profile = Profile.of(y, options.rho, scope, frequency, valid, options.lone_positive)
+    counts = profile.pairs(k) if options.lone_positive else profile.triplets(k)
+    share = counts.clamp_min(1).to(scores.dtype).reciprocal() if options.by_label else None
+    past = past if past is None or profile.label is None else past.index_select(0, profile.label)
+    own = profile.scores(scores)
+    compare = _ranking if options.lone_positive else _relative
+    places, weights, active = compare(profile, own, past, k, options.margin, share)
+    constant, size = options.margin * active, own.numel()
+    entries = weights.new_zeros(size + (0 if past is None else past.numel())).scatter_add_(0, places, weights)
+    if past is not None:
+        constant = constant + entries[size:].dot(past.flatten())
+    weights = entries[:size].view(n, -1)
+    if profile.flipped is not None:
+        weights = torch.where(profile.flipped, -weights, weights)
+    if profile.label is not None:
+        weights = weights.new_zeros(n, n_classes).index_copy_(1, profile.label, weights)
+    return weights.flatten(), constant, profile.by_label(counts, n_classes)
