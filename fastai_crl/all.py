@@ -10,10 +10,12 @@ from fastai_crl.augment.presets import (
     microscopy_transforms,
 )
 from fastai_crl.callback import CRLCallback
+from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.leaks import find_leaks
-from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, check_folder, image_ids
+from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, MultiChannelDataLoaders
 from fastai_crl.data.report import FolderReport, check
-from fastai_crl.data.splits import add_folds
+from fastai_crl.data.splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
+from fastai_crl.data.stratify import add_folds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import (
     CalibrationError,
@@ -33,7 +35,8 @@ from fastai_crl.evaluate.tta import d4_tta
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.duplicates import duplicate_groups
-from fastai_crl.images.image_set import ImageSet
+from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
+from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, read_labels
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
@@ -57,6 +60,7 @@ __all__ = [
     "HPA_STD",
     "MULTI_LABEL_LOSSES",
     "SINGLE_LABEL_LOSSES",
+    "Annotations",
     "CRLCallback",
     "CRLInterpretation",
     "CRLLearner",
@@ -65,11 +69,14 @@ __all__ = [
     "ChannelIntensity",
     "ClassAwareSampler",
     "ClassBalancedAccuracy",
+    "ColumnSplit",
     "Cutout",
     "EpochPreds",
     "FittedThresholds",
+    "FoldSplit",
     "FolderReport",
     "GaussianNoise",
+    "GroupSplit",
     "HPADataLoaders",
     "ImageSet",
     "MacroF1",
@@ -79,13 +86,16 @@ __all__ = [
     "MicroF1",
     "Mined",
     "MultiChannelBlock",
+    "MultiChannelDataLoaders",
     "Packed",
     "RandomAffine",
     "RandomCropBatch",
     "RandomD4",
+    "RandomSplit",
     "RepeatFactorSampler",
     "ResampleCallback",
     "SampledDL",
+    "StratifiedSplit",
     "TensorMultiChannel",
     "add_folds",
     "check",

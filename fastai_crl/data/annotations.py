@@ -1,98 +1,243 @@
-"""The csv of a labelled image set: read and check it, its labels and their vocabulary."""
+"""The annotations of an image set: ids, labels and other columns, read and checked once; all that needs labels asks."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from fastai_crl._errors import offenders
 from fastai_crl.hpa import HPA_LABELS
 
-__all__ = ["filled", "make_names", "make_vocab", "number_first", "parse_csv", "read_csv", "split_labels"]
+from .csv_file import CsvFile, as_text, read_file, require_none
+from .ids import leading_out, same_files
+from .label_reader import BOOLEAN, LabelReader, number_first, split_labels
+
+__all__ = ["Annotations", "column", "filled", "make_names"]
 
 
-def parse_csv(file: Path, id_col: str = "Id", label_col: str = "Target") -> pd.DataFrame:
-    """Return the rows of `file` as they are, ids and labels as text.
+class Annotations:
+    """The rows of an annotated image set, one per image: ids, labels, vocabulary, and other columns.
 
-    Raises FileNotFoundError for a missing file; ValueError for an unreadable or empty one, or a missing column.
+    Made by `from_csv` or `from_frame`.
+
+    Attributes:
+        frame: the rows; ids and labels are text.
+        id_col: the column of ids.
+        labels: the labels of each row, a list of lists.
+        reader: the `LabelReader` that reads them.
+        source: the file, or "the table of rows", for errors.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"Csv file {file} does not exist: pass the right path and csv_fname.")
-    try:
-        # Ids and labels stay text ("007", "NA"); an empty label column means no label, not a missing value.
-        text = {id_col: str, label_col: str}
-        df = pd.read_csv(file, dtype=text, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as e:
-        raise ValueError(f"Csv file {file} cannot be read ({e}): it needs a header and comma separated rows.") from e
-    for arg, col in (("id_col", id_col), ("label_col", label_col)):
-        if col not in df:
-            has = ", ".join(map(str, df.columns))
-            raise ValueError(f"Csv file {file} has no column {col!r}, only {has}: rename it or pass {arg}=.")
-    if df.empty:
-        raise ValueError(f"Csv file {file} has a header but no rows: it needs one row per image.")
-    return df
+
+    def __init__(self, frame: pd.DataFrame, id_col: str, reader: LabelReader, source: str, lines: list[int]):
+        self.frame, self.id_col, self.reader, self.source, self.lines = frame, id_col, reader, source, lines
+        self.labels = reader.all(frame)
+
+    @classmethod
+    def from_csv(
+        cls,
+        file: str | Path,
+        id_col: str | int = "Id",
+        label_col: str | int | Sequence[str | int] = "Target",
+        label_delim: str | None = " ",
+    ) -> "Annotations":
+        """Return the annotations in a comma separated file in UTF-8; every column stays text ("007", "NA", "1e3").
+
+        Args:
+            file: with a header.
+            id_col: column of the ids, by name or place.
+            label_col: column of the labels, by name or place; or a list, one column of 0 and 1 for each label.
+            label_delim: between the labels of a row, any white space for " "; None for exactly one label per row.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file in another encoding or with another separator, rows that do not fit the header, a missing
+                or doubled column, an empty or doubled id, an empty label where one is needed. Each names lines or ids.
+        """
+        return cls.of_file(read_file(Path(file)), id_col, label_col, label_delim)
+
+    @classmethod
+    def of_file(cls, csv_file: CsvFile, id_col: Any, label_col: Any, label_delim: Any) -> "Annotations":
+        """Return the annotations in a file that is read already; arguments and errors of `from_csv`."""
+        # Before the rows: another separator leaves rows, too, that do not fit.
+        column(csv_file.frame, id_col, "id_col", f"csv file {csv_file.file}")
+        require_none(csv_file)
+        found = cls.unchecked(csv_file, id_col, label_col, label_delim)
+        found.require()
+        return found
+
+    @classmethod
+    def unchecked(cls, csv_file: CsvFile, id_col: Any, label_col: Any, label_delim: Any) -> "Annotations":
+        """Return the same without a check of single rows, for a report on all that is wrong with them."""
+        return cls._of(csv_file.frame, id_col, label_col, label_delim, f"csv file {csv_file.file}", csv_file.lines)
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        id_col: str | int = "Id",
+        label_col: str | int | Sequence[str | int] = "Target",
+        label_delim: str | None = " ",
+    ) -> "Annotations":
+        """Return the annotations in the rows of a DataFrame; NaN is an empty label, 7 and 7.0 are "7".
+
+        Arguments and errors are those of `from_csv`. A plain `pd.read_csv` loses the zeros of "007" and takes labels
+        such as "NA" for missing; `from_csv` does not.
+        """
+        found = cls._of(
+            frame.copy(), id_col, label_col, label_delim, "the table of rows", list(range(2, len(frame) + 2))
+        )
+        found.require()
+        return found
+
+    @classmethod
+    def _of(
+        cls, frame: pd.DataFrame, id_col: Any, label_col: Any, delim: Any, source: str, lines: list[int]
+    ) -> "Annotations":
+        id_col = column(frame, id_col, "id_col", source)
+        if isinstance(label_col, (str, int, np.integer)):
+            columns: Any = column(frame, label_col, "label_col", source)
+        else:
+            columns = tuple(column(frame, c, "label_col", source) for c in label_col)
+            if not columns or len(set(columns)) < len(columns):
+                raise ValueError(f"label_col={list(label_col)} must name at least one column, and none twice.")
+        reader = LabelReader(columns, delim)
+        if frame.empty:
+            raise ValueError(f"{source.capitalize()} has a header but no rows: it needs one row per image.")
+        text = [id_col, columns] if isinstance(columns, str) else [id_col]
+        frame = frame.assign(**{c: frame[c].map(as_text).astype(str) for c in text})
+        if not isinstance(columns, str):
+            for c in columns:
+                values = {v: as_text(v).strip().lower() for v in frame[c].unique()}
+                if bad := [repr(as_text(v)) for v, t in values.items() if t not in BOOLEAN]:
+                    fix = "A column of a label holds 0 and 1, or False and True."
+                    raise ValueError(offenders(f"Values of column {c!r} in {source}", bad, fix))
+        return cls(frame, id_col, reader, source, lines)
+
+    # ---------------------------------------------------------------- what it holds
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each row."""
+        return list(self.frame[self.id_col])
+
+    @property
+    def single(self) -> bool:
+        """Whether each row has exactly one label."""
+        return self.reader.delim is None
+
+    def column(self, name: str | int, arg: str) -> str:
+        """Return the name of a column given as argument `arg`; raise ValueError if there is none."""
+        return column(self.frame, name, arg, self.source)
+
+    def filled(self, name: str, what: str) -> pd.Series:
+        """Return a column, each image's `what`, as text; raise ValueError naming the ids where it is empty."""
+        return filled(self.frame, self.id_col, name, what)
+
+    def vocab(self, vocab: str | Iterable[Any] | None = None) -> list[str]:
+        """Return the vocabulary: `vocab` as text, "hpa" for "0".."27", by default the labels found, numbers in order.
+
+        Raises:
+            ValueError: no label at all, a repeated one, one that holds the delimiter, or labels that `vocab` lacks.
+        """
+        found = dict.fromkeys(o for labels in self.labels for o in labels)
+        if vocab is None:
+            if not isinstance(self.reader.columns, str):
+                return list(self.reader.columns)
+            if not found:
+                raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
+            return sorted(found, key=number_first)
+        if isinstance(vocab, str):
+            if vocab != "hpa":
+                raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
+            vocab = range(len(HPA_LABELS))
+        vocab = [as_text(o) for o in vocab]
+        if len(set(vocab)) < len(vocab):
+            raise ValueError(f"vocab={vocab} holds a label twice.")
+        if unknown := sorted(set(found) - set(vocab), key=number_first):
+            where = [f"{o!r} (id {self.ids[next(i for i, r in enumerate(self.labels) if o in r)]})" for o in unknown]
+            raise ValueError(offenders("Labels that are not in the vocab", where, "Correct the csv or extend vocab=."))
+        if isinstance(self.reader.columns, str) and (
+            never := [repr(o) for o in vocab if split_labels(o, self.reader.delim) != [o]]
+        ):
+            fix = f"No row can hold them with label_delim={self.reader.delim!r}: pass another."
+            raise ValueError(offenders("Labels of the vocab that hold the delimiter", never, fix))
+        return vocab
+
+    def targets(self, vocab: Sequence[str] | None = None) -> sparse.csr_matrix:
+        """Return the labels as (n, C) bool, C the labels of `vocab`."""
+        at = {o: i for i, o in enumerate(self.vocab(vocab))}
+        rows = [sorted({at[o] for o in labels}) for labels in self.labels]
+        indptr = np.r_[0, np.cumsum([len(r) for r in rows])].astype(int)
+        flat = np.array([c for r in rows for c in r], int)
+        return sparse.csr_matrix((np.ones(len(flat), bool), flat, indptr), shape=(len(rows), len(at)))
+
+    def counts(self) -> Counter[str]:
+        """Return the number of images of each label."""
+        return Counter(o for labels in self.labels for o in dict.fromkeys(labels))
+
+    def table(self, by: str = "fold") -> pd.DataFrame:
+        """Return the number of images of each label (rows, numbers in order) in each value of a column (columns)."""
+        by = self.column(by, "by")
+        rows = pd.DataFrame({"label": self.labels, by: self.frame[by].to_numpy()}).explode("label")
+        table = pd.crosstab(rows["label"], rows[by])
+        return table.loc[sorted(table.index, key=number_first)]
+
+    # ---------------------------------------------------------------- what is wrong with it
+
+    def require(self) -> None:
+        """Raise ValueError for an empty or doubled id, or a number of labels other than one where one is needed."""
+        ids = self.frame[self.id_col]
+        if rows := [f"row {self.lines[i]}" for i in np.flatnonzero(ids.str.strip() == "")]:
+            fix = "Every row needs an id: fill it in or drop it."
+            raise ValueError(offenders(f"Empty {self.id_col} in {self.source}", rows, fix))
+        if twice := list(ids[ids.duplicated()].unique()):
+            fix = "Every id must occur once: merge or drop the extra rows."
+            raise ValueError(offenders(f"Duplicate {self.id_col} in {self.source}", twice, fix))
+        if not self.single:
+            return
+        if blank := [i for i, labels in zip(self.ids, self.labels, strict=True) if not labels]:
+            fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
+            raise ValueError(offenders(f"Empty {self.reader.columns} in {self.source} for the ids", blank, fix))
+        if several := [i for i, labels in zip(self.ids, self.labels, strict=True) if len(labels) > 1]:
+            fix = "With label_delim=None every image has exactly one label: pass label_delim=' '."
+            raise ValueError(offenders(f"Several labels in {self.source} for the ids", several, fix))
+
+    def require_files(self, folder: Path, outside: bool = False) -> None:
+        """Raise ValueError for ids that name one file, or, unless `outside`, a file that is not in `folder`."""
+        if same := [" and ".join(map(repr, ids)) for ids in same_files(self.ids, folder)]:
+            fix = "Every image must occur once: merge or drop the extra rows."
+            raise ValueError(offenders(f"Ids of {self.source} that name one file", same, fix))
+        if not outside and (bad := leading_out(self.ids, folder)):
+            fix = "Correct them, or pass ids_outside=True if that is meant."
+            raise ValueError(offenders(f"Ids of {self.source} that lead out of {folder}", bad, fix))
 
 
-def read_csv(file: Path, id_col: str = "Id", label_col: str = "Target", delim: str | None = " ") -> pd.DataFrame:
-    """Return the rows of `file`, ids and labels as text, one row per image.
-
-    Raises what `parse_csv` does, and ValueError for an empty or duplicate id, and, with delim=None (exactly one label
-    per row), an empty label.
-    """
-    df = parse_csv(file, id_col, label_col)
-    if rows := [f"row {i + 2}" for i in np.flatnonzero(df[id_col].str.strip() == "")]:
-        raise ValueError(offenders(f"Empty {id_col} in {file}", rows, "Every row needs an id: fill it in or drop it."))
-    if twice := list(df[id_col][df[id_col].duplicated()].unique()):
-        fix = "Every id must occur once: merge or drop the extra rows."
-        raise ValueError(offenders(f"Duplicate {id_col} in {file}", twice, fix))
-    if delim is None and (blank := list(df[id_col][df[label_col].str.strip() == ""])):
-        fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
-        raise ValueError(offenders(f"Empty {label_col} in {file} for the ids", blank, fix))
-    return df
-
-
-def filled(df: pd.DataFrame, id_col: str, col: str, what: str) -> pd.Series:
-    """Return column `col`, each image's `what`, as text; raise ValueError naming the ids where it is empty."""
-    text = df[col].astype(str).str.strip()
-    if blank := list(df[id_col][df[col].isna() | (text == "")]):
-        raise ValueError(offenders(f"Ids without a {col}", blank, f"Every image needs its {what}."))
+def filled(frame: pd.DataFrame, id_col: str, name: str, what: str) -> pd.Series:
+    """Return a column of `frame` as text; raise ValueError naming the ids where it is empty."""
+    text = frame[name].map(as_text).astype(str).str.strip()
+    if blank := list(frame[id_col][text == ""]):
+        raise ValueError(offenders(f"Ids without a {name}", blank, f"Every image needs its {what}."))
     return text
 
 
-def split_labels(text: str, delim: str | None) -> list[str]:
-    """Return the labels in `text`: split at `delim` (" " is any white space), or one label if `delim` is None."""
-    parts = [text] if delim is None else text.split() if delim == " " else text.split(delim)
-    return [s for s in map(str.strip, parts) if s]
-
-
-def number_first(label: str) -> tuple[bool, int, str]:
-    """Return a key that sorts numbers by value, before all other labels."""
-    return (False, int(label), label) if label.isdecimal() else (True, 0, label)
-
-
-def make_vocab(rows: pd.Series, vocab: str | Iterable[Any] | None) -> list[str]:
-    """Return the vocabulary for `rows`, the list of labels by id; by default the labels found, numbers in order.
-
-    Raises ValueError for no label at all, a repeated one, or labels of the csv that `vocab` lacks.
-    """
-    found = {o for labels in rows for o in labels}
-    if vocab is None:
-        if not found:
-            raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
-        return sorted(found, key=number_first)
-    if isinstance(vocab, str):
-        if vocab != "hpa":
-            raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
-        vocab = range(len(HPA_LABELS))
-    vocab = [str(o) for o in vocab]
-    if len(set(vocab)) < len(vocab):
-        raise ValueError(f"vocab={vocab} holds a label twice.")
-    if unknown := sorted(found - set(vocab), key=number_first):
-        where = [f"{o!r} (id {next(i for i, labels in rows.items() if o in labels)})" for o in unknown]
-        raise ValueError(offenders("Labels that are not in the vocab", where, "Correct the csv or extend vocab=."))
-    return vocab
+def column(frame: pd.DataFrame, name: Any, arg: str, source: str) -> str:
+    """Return the name of a column given by name or place; raise ValueError that says why there is none."""
+    names = list(map(str, frame.columns))
+    if isinstance(name, (int, np.integer)) and not isinstance(name, bool) and name not in frame.columns:
+        if -len(names) <= name < len(names):
+            return frame.columns[name]
+    elif name in list(frame.columns):
+        return name
+    raise ValueError(
+        f"{source[0].upper()}{source[1:]} has no column {name!r}, only {', '.join(names)}: {_why(names, name, arg)}"
+    )
 
 
 def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
@@ -108,3 +253,19 @@ def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
     if len(label_names) != len(vocab):
         raise ValueError(f"label_names has {len(label_names)} names for the {len(vocab)} labels of the vocab.")
     return dict(zip(vocab, map(str, label_names), strict=True))
+
+
+def _why(names: list[str], name: Any, arg: str) -> str:
+    """Return the likely cause of a missing column, with its fix."""
+    for sep, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and sep in names[0]:
+            return (
+                f"its columns are separated by {called}, not commas. Save it with commas, for instance "
+                f"pd.read_csv(file, sep={sep!r}, dtype=str, keep_default_na=False).to_csv(file, index=False)."
+            )
+    if names[0].lstrip().startswith("#"):
+        return "its first line is a comment, not a header. Remove it."
+    if like := [n for n in names if n.strip().casefold() == str(name).strip().casefold()]:
+        return f"{like[0]!r} differs in spaces or case. Rename it or pass {arg}={like[0]!r}."
+    several = ", or a list with one column of 0 and 1 for each label" if arg == "label_col" else ""
+    return f"rename it or pass {arg}={several}."

@@ -57,8 +57,8 @@ class PackedDL(SampledDL):
 
     def new(self, dataset: Any = None, cls: type | None = None, **kwargs: Any) -> Any:
         res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, PackedDL):
-            res._found = self._found  # used for the same data set only
+        if isinstance(res, PackedDL) and res.dataset is self.dataset:
+            res._found = self._found  # another's would keep its rows, and take them into an export
         return res
 
 

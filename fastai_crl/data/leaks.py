@@ -11,7 +11,8 @@ from fastai_crl.images.duplicates import check_distance, fingerprints, nearest
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import PATTERN
 
-from .annotations import filled
+from .annotations import column, filled
+from .csv_file import as_text
 
 __all__ = ["find_leaks"]
 
@@ -47,8 +48,9 @@ def find_leaks(
     check_distance(max_distance)
     for df in (train, valid):
         for arg, col in (("id_col", id_col), ("group_col", group_col)):
-            if col is not None and col not in df:
-                raise ValueError(f"The rows have no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
+            if col is not None:
+                column(df, col, arg, "the table of rows")
+    train, valid = (df.assign(**{id_col: df[id_col].map(as_text).astype(str)}) for df in (train, valid))
     leaks = []
     if group_col is not None:
         a, b = (filled(df, id_col, group_col, "group") for df in (train, valid))

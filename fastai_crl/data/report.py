@@ -17,16 +17,26 @@ from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import PATTERN
 
-from .annotations import number_first, parse_csv, split_labels
+from .annotations import Annotations
+from .csv_file import read_file
+from .ids import leading_out, same_files
+from .label_reader import doubtful_labels, number_first
 
 __all__ = ["FolderReport", "check"]
 
 # Those that loading or training would stop at; the others cost quality at most.
 _ERRORS = (
+    "unreadable csv",
+    "unreadable folder",
+    "fields do not fit",
+    "stray quote",
+    "ids of one file",
+    "id outside the folder",
     "row without id",
     "id in several rows",
     "row without image",
     "row without label",
+    "row with several labels",
     "label not in vocab",
     "missing file",
     "unreadable file",
@@ -65,8 +75,9 @@ class FolderReport:
         return not (self.problems["level"] == "error").any()
 
     def summary(self) -> pd.DataFrame:
-        """Return one row per kind of problem: level, problem, how many, and the first five ids."""
-        kinds = self.problems.groupby(["level", "problem"], sort=False)["id"]
+        """Return one row per kind of problem: level, problem, how many, and the first five ids, or lines."""
+        where = self.problems["id"].where(self.problems["id"] != "", self.problems["detail"])
+        kinds = self.problems.assign(id=where).groupby(["level", "problem"], sort=False)["id"]
         table = kinds.agg(n="size", ids=lambda s: ", ".join(s.unique()[:5]) + (", …" if s.nunique() > 5 else ""))
         return table.reset_index().sort_values("level", kind="stable", ignore_index=True)
 
@@ -141,8 +152,8 @@ def check(
     folder: str | Path = "train",
     channels: Sequence[str] = HPA_CHANNELS,
     pattern: str = PATTERN,
-    id_col: str = "Id",
-    label_col: str = "Target",
+    id_col: str | int = "Id",
+    label_col: str | int | Sequence[str | int] = "Target",
     label_delim: str | None = " ",
     vocab: Iterable[Any] | None = None,
     saturated: float = 0.05,
@@ -152,10 +163,12 @@ def check(
 ) -> FolderReport:
     """Read every image and row of a data set and report all that is wrong with it, as tables.
 
-    Errors: a row without id, with an id of another row, without any image, without a label where it needs one, with a
-    label outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a
-    row without label; an image of another size than most; a black or saturated channel; an image with the pixels of an
-    earlier one ("duplicate") or nearly so ("near-duplicate", by perceptual hash, see `duplicate_groups`).
+    Errors: a csv or folder that cannot be read; a row that does not fit the header, or that a stray quote makes of
+    several; a row without id, with an id of another row, or with one that names the same file or a file outside the
+    folder; a row without any image, without a label where it needs one, with a label outside `vocab`; a missing or
+    unreadable file; channels of different size. Warnings: an image without row, a row without label; a label that looks
+    like several, or like another; an image of another size than most; a black or saturated channel; an image with the
+    pixels of an earlier one ("duplicate") or nearly so ("near-duplicate", by perceptual hash, see `duplicate_groups`).
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
@@ -165,8 +178,8 @@ def check(
     saturated: a channel with more than this share of pixels at full intensity is reported, 0 to 1.
     max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
 
-    Raises FileNotFoundError for a missing csv, or a missing or empty folder; ValueError for a csv that cannot be read
-    or lacks a column, and arguments out of range. Nothing else: all other problems are in the report.
+    Raises ValueError for arguments out of range. Nothing else: all other problems are in the report, those of a csv or
+    folder that cannot be read too.
     """
     check_distance(max_distance)
     if not 0 <= saturated <= 1:
@@ -174,12 +187,26 @@ def check(
     path = Path(path)
     images = ImageSet(path / folder, channels, pattern, bits=bits)
     channels = images.channels
-    df = None if csv_fname is None else parse_csv(path / csv_fname, id_col, label_col)
-    in_folder = images.found_ids()
-    problems, labels = ([], None) if df is None else _rows(df, id_col, label_col, label_delim, vocab)
-    in_csv = [] if df is None else list(dict.fromkeys(i for i in df[id_col] if i.strip()))
+    problems: list[tuple[str, str, str, str]] = []
+    rows = labels = None
+    in_folder: list[str] = []
+    try:
+        in_folder = images.found_ids()
+    except OSError as e:
+        problems.append(("unreadable folder", "", "", str(e)))
+    if csv_fname is not None:
+        try:
+            csv_file = read_file(path / csv_fname)
+            problems += [(f.problem, "", "", f.detail) for f in csv_file.faults]
+            rows = Annotations.unchecked(csv_file, id_col, label_col, label_delim)
+        except (OSError, ValueError) as e:
+            problems.append(("unreadable csv", "", "", str(e)))
+    if rows is not None:
+        found, labels = _rows(rows, images.folder, vocab)
+        problems += found
+    in_csv = [] if rows is None else list(dict.fromkeys(i for i in rows.ids if i.strip()))
     ids = list(dict.fromkeys([*in_csv, *in_folder]))
-    if df is not None:
+    if rows is not None:
         problems += [("image without row", i, "", "") for i in sorted(set(in_folder) - set(in_csv))]
 
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
@@ -199,24 +226,33 @@ def check(
     table = pd.DataFrame(
         [("error" if p[0] in _ERRORS else "warning", *p) for p in problems], columns=_COLUMNS, dtype=object
     )
-    n_rows = None if df is None else len(df)
+    n_rows = None if rows is None else len(rows)
     return FolderReport(
         path / folder, n_rows, len(in_folder), Counter(sizes.values()), table, labels, _statistics(histogram, channels)
     )
 
 
 def _rows(
-    df: pd.DataFrame, id_col: str, label_col: str, delim: str | None, vocab: Iterable[Any] | None
+    rows: Annotations, folder: Path, vocab: Iterable[Any] | None
 ) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
     """Return the problems of the rows of the csv, and the images by label."""
-    ids = df[id_col]
-    problems = [("row without id", "", "", f"row {i + 2}") for i in np.flatnonzero(ids.str.strip() == "")]
-    twice = ids[ids.duplicated(keep=False) & (ids.str.strip() != "")]
-    problems += [("id in several rows", i, "", f"rows {', '.join(map(str, g + 2))}") for i, g in _positions(twice)]
-    labels = [split_labels(text, delim) for text in df[label_col]]
-    unlabelled = "row without label" if delim is None else "no label"
+    ids, labels = rows.ids, rows.labels
+    lines: dict[str, list[str]] = {}
+    for i, line in zip(ids, rows.lines, strict=True):
+        lines.setdefault(i, []).append(str(line))
+    problems = [("row without id", "", "", f"row {n}") for i, n in zip(ids, rows.lines, strict=True) if not i.strip()]
+    problems += [
+        ("id in several rows", i, "", f"rows {', '.join(at)}") for i, at in lines.items() if i.strip() and len(at) > 1
+    ]
+    problems += [("ids of one file", same[0], "", ", ".join(map(repr, same))) for same in same_files(ids, folder)]
+    problems += [("id outside the folder", i, "", str(folder)) for i in leading_out(ids, folder)]
+    unlabelled = "row without label" if rows.single else "no label"
     problems += [(unlabelled, i, "", "") for i, row in zip(ids, labels, strict=True) if not row]
-    counts = Counter(o for row in labels for o in dict.fromkeys(row))
+    if rows.single:
+        several = [(i, row) for i, row in zip(ids, labels, strict=True) if len(row) > 1]
+        problems += [("row with several labels", i, "", ", ".join(row)) for i, row in several]
+    problems += [(kind, ids[at], "", detail) for kind, at, detail in doubtful_labels(labels)]
+    counts = rows.counts()
     if vocab is not None:
         vocab = [str(o) for o in vocab]
         foreign = set(counts) - set(vocab)
@@ -225,11 +261,7 @@ def _rows(
         counts.update(dict.fromkeys(vocab, 0))
     found = sorted(counts, key=number_first)
     table = pd.DataFrame({"images": [counts[o] for o in found]}, index=pd.Index(found, name="label"))
-    return problems, table.assign(share=table["images"] / len(df))
-
-
-def _positions(ids: pd.Series) -> Iterable[tuple[str, np.ndarray]]:
-    return ((str(i), g.index.to_numpy()) for i, g in ids.groupby(ids, sort=False))
+    return problems, table.assign(share=table["images"] / len(rows))
 
 
 def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str, str]]:

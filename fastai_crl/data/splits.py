@@ -1,210 +1,236 @@
-"""The split into training and validation: at random, by groups, stratified by label, into folds."""
+"""The split into training and validation, as objects: random, by a column, by folds, by groups, stratified by label."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from fastai.data.transforms import RandomSplitter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from fastai_crl._errors import offenders
-from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.images.duplicates import duplicate_groups
-from fastai_crl.images.layout import PATTERN, replace_file
 
-from .annotations import filled, number_first, read_csv, split_labels
+from .annotations import Annotations
+from .label_reader import number_first
+from .stratify import stratify
 
-__all__ = ["add_folds", "label_counts", "valid_rows"]
+__all__ = [
+    "ColumnSplit",
+    "FoldSplit",
+    "GroupSplit",
+    "RandomSplit",
+    "Split",
+    "StratifiedSplit",
+    "split_by",
+    "validation_rows",
+]
 
-# ---------------------------------------------------------------- training and validation
+_BOOLEAN = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def valid_rows(
-    df: pd.DataFrame,
-    id_col: str,
-    valid_pct: float,
-    seed: int | None,
+@runtime_checkable
+class Split(Protocol):
+    """What decides on the split: an object with this method."""
+
+    def rows(self, annotations: Annotations) -> Iterable[int]:
+        """Return the positions of the validation rows."""
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """A share of the rows, drawn as fastai's `RandomSplitter` draws them; 0 trains on all.
+
+    Args:
+        valid_pct: share of the images in validation, at least 0 and below 1.
+        seed: of the draw; None draws anew each time.
+    """
+
+    valid_pct: float = 0.2
+    seed: int | None = 42
+
+    def __post_init__(self):
+        _check_share(self.valid_pct)
+
+    def rows(self, annotations: Annotations) -> list[int]:
+        """Return the positions of the validation rows."""
+        if self.valid_pct == 0:
+            return []
+        return [int(i) for i in RandomSplitter(self.valid_pct, seed=self.seed)(annotations.frame)[1]]
+
+
+@dataclass(frozen=True)
+class GroupSplit:
+    """A share of the groups of a column, for instance of patients or source pictures: none is on both sides.
+
+    Args:
+        group_col: column of groups.
+        valid_pct: share of the groups in validation.
+        seed: of the draw.
+    """
+
+    group_col: str
+    valid_pct: float = 0.2
+    seed: int | None = 42
+
+    def __post_init__(self):
+        _check_share(self.valid_pct)
+
+    def rows(self, annotations: Annotations) -> list[int]:
+        """Return the positions of the validation rows."""
+        groups = _groups(annotations, self.group_col)
+        if self.valid_pct == 0:
+            return []
+        split = GroupShuffleSplit(n_splits=1, test_size=self.valid_pct, random_state=self.seed)
+        return next(split.split(groups, groups=groups))[1].tolist()
+
+
+@dataclass(frozen=True)
+class StratifiedSplit:
+    """A share of each label's images, of whole groups with `group_col`; each label on both sides, where possible.
+
+    Args:
+        valid_pct: share of each label's images in validation.
+        seed: of the draw.
+        group_col: column of groups that stay on one side.
+    """
+
+    valid_pct: float = 0.2
+    seed: int | None = 42
+    group_col: str | None = None
+
+    def __post_init__(self):
+        _check_share(self.valid_pct)
+
+    def rows(self, annotations: Annotations) -> list[int]:
+        """Return the positions of the validation rows."""
+        groups = np.arange(len(annotations))
+        if self.group_col is not None:
+            groups = pd.factorize(_groups(annotations, self.group_col))[0]
+        if self.valid_pct == 0:
+            return []
+        parts = stratify(annotations.labels, groups, [1 - self.valid_pct, self.valid_pct], self.seed)
+        return np.flatnonzero(parts == 1).tolist()
+
+
+@dataclass(frozen=True)
+class ColumnSplit:
+    """The rows that a boolean column marks.
+
+    Args:
+        valid_col: column of True and False, or 1 and 0.
+        group_col: column of groups; one on both sides is an error.
+    """
+
+    valid_col: str
+    group_col: str | None = None
+
+    def rows(self, annotations: Annotations) -> list[int]:
+        """Return the positions of the validation rows."""
+        column = annotations.frame[annotations.column(self.valid_col, "valid_col")]
+        text = column.astype(str).str.strip().str.lower()
+        if bad := list(column[~text.isin(_BOOLEAN)].unique()):
+            raise ValueError(offenders(f"Values of {self.valid_col} that are not boolean", bad, "Use True and False."))
+        return _fixed(annotations, text.map(_BOOLEAN).to_numpy(bool), self.valid_col, self.group_col)
+
+
+@dataclass(frozen=True)
+class FoldSplit:
+    """One fold for validation, the others for training.
+
+    Args:
+        fold_col: column of folds, see `add_folds`.
+        fold: the one to validate on.
+        group_col: column of groups; one on both sides is an error.
+    """
+
+    fold_col: str = "fold"
+    fold: int | str = 0
+    group_col: str | None = None
+
+    def rows(self, annotations: Annotations) -> list[int]:
+        """Return the positions of the validation rows."""
+        folds = annotations.filled(annotations.column(self.fold_col, "fold_col"), "fold")
+        if not (chosen := (folds == str(self.fold)).to_numpy()).any():
+            known = ", ".join(sorted(folds.unique(), key=number_first)[:20])
+            raise ValueError(f"fold={self.fold!r} does not occur in column {self.fold_col!r}, which holds {known}.")
+        return _fixed(annotations, chosen, self.fold_col, self.group_col)
+
+
+def split_by(
+    valid_pct: float = 0.2,
+    seed: int | None = 42,
     group_col: str | None = None,
     valid_col: str | None = None,
+    stratify: bool = False,
     fold_col: str | None = None,
     fold: int | str = 0,
-    labels: Sequence[list[str]] | None = None,
-) -> list[int]:
-    """Return the positions of the validation rows: the one place that decides on the split.
+) -> Split:
+    """Return the split that the keywords of `from_csv` describe; see the classes for their meaning.
 
-    Either the rows that the boolean `valid_col` marks; or those whose `fold_col` is `fold`; or a share `valid_pct` of
-    the groups of `group_col`, or of the rows, as fastai's `RandomSplitter` draws them; with `labels`, the list of
-    labels of each row, the share is one of every label's images. Empty for valid_pct=0.
-
-    Raises ValueError for a missing column, values that are not boolean, an unknown fold, ids without a group or fold,
-    a group on both sides of a split fixed by `valid_col` or `fold_col`, a share outside [0,1), and a split that leaves
-    one side empty.
+    Raises:
+        ValueError: keywords that exclude each other, or a share out of range.
     """
     if valid_col is not None and fold_col is not None:
         raise ValueError("Pass valid_col or fold_col, not both: each of them fixes the split.")
-    fixed = valid_col if valid_col is not None else fold_col
-    if labels is not None and fixed is not None:
+    if stratify and (fixed := valid_col or fold_col):
         raise ValueError(f"stratify=True draws a split, but column {fixed!r} fixes it: pass one of them.")
-    for arg, col in (("group_col", group_col), ("valid_col", valid_col), ("fold_col", fold_col)):
-        if col is not None and col not in df:
-            raise ValueError(f"The csv has no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
-    groups = None if group_col is None else filled(df, id_col, group_col, "group")
     if valid_col is not None:
-        text = df[valid_col].astype(str).str.strip().str.lower()
-        if bad := list(df[valid_col][~text.isin(["true", "false", "1", "0", "1.0", "0.0"])].unique()):
-            raise ValueError(offenders(f"Values of {valid_col} that are not boolean", bad, "Use True and False."))
-        chosen = text.isin(["true", "1", "1.0"]).to_numpy()
-    elif fold_col is not None:
-        chosen = _in_fold(df, id_col, fold_col, fold)
+        return ColumnSplit(valid_col, group_col)
+    if fold_col is not None:
+        return FoldSplit(fold_col, fold, group_col)
+    if stratify:
+        return StratifiedSplit(valid_pct, seed, group_col)
+    return RandomSplit(valid_pct, seed) if group_col is None else GroupSplit(group_col, valid_pct, seed)
+
+
+def validation_rows(split: Split | Callable[[Any], Any], annotations: Annotations) -> list[int]:
+    """Return the positions of the validation rows: the one place that decides on the split.
+
+    Args:
+        split: one of the classes here, any object with their method `rows`, or a splitter of fastai, which gets the
+            rows and returns the positions for training and for validation, and has to take every row.
+        annotations: the rows.
+
+    Raises:
+        ValueError: what is no split, or one that puts all rows into validation, or none though a share was asked for.
+    """
+    n = len(annotations)
+    if isinstance(split, Split):
+        rows = [int(i) for i in split.rows(annotations)]
+    elif callable(split):
+        train, rows = ([int(i) for i in part] for part in split(annotations.frame))
+        if sorted(train + rows) != list(range(n)):
+            raise ValueError(f"split={split!r} must put each of the {n} rows on one side, training or validation.")
     else:
-        if not 0 <= valid_pct < 1:
-            raise ValueError(f"valid_pct={valid_pct} must be a share of the images, at least 0 and below 1.")
-        if valid_pct == 0:
-            return []
-        if groups is not None and groups.nunique() < 2:
-            raise ValueError(f"Column {group_col!r} holds one group only: a split by group needs at least two.")
-        if labels is None:
-            return _checked(_random(df, valid_pct, seed, groups), df, f"valid_pct={valid_pct}")
-        codes = np.arange(len(df)) if groups is None else pd.factorize(groups)[0]
-        chosen = _stratify(labels, codes, [1 - valid_pct, valid_pct], seed) == 1
-    if fixed is not None and groups is not None and (both := sorted(set(groups[~chosen]) & set(groups[chosen]))):
-        fix = f"Move each to one side in {fixed!r}, or leave group_col out to use that split all the same."
-        raise ValueError(offenders(f"Groups of {group_col!r} on both sides of the split by {fixed!r}", both, fix))
-    by = f"valid_pct={valid_pct}" if fixed is None else f"column {fixed!r}"
-    return _checked(np.flatnonzero(chosen).tolist(), df, by)
-
-
-def _checked(rows: list[int], df: pd.DataFrame, by: str) -> list[int]:
-    if not 0 < len(rows) < len(df):
-        raise ValueError(f"{by} puts {len(rows)} of {len(df)} images into validation: both sides need at least one.")
+        raise ValueError(f"split={split!r} is no split: pass one such as RandomSplit(0.2), or a splitter of fastai.")
+    if len(set(rows)) < len(rows) or not all(0 <= i < n for i in rows):
+        raise ValueError(f"split={split!r} must give positions of rows from 0 to {n - 1}, each once.")
+    if len(rows) == n or (not rows and getattr(split, "valid_pct", None) != 0):
+        by = f"valid_pct={split.valid_pct}" if hasattr(split, "valid_pct") else f"split={split!r}"
+        if isinstance(split, (ColumnSplit, FoldSplit)):
+            by = f"column {split.valid_col if isinstance(split, ColumnSplit) else split.fold_col!r}"
+        raise ValueError(f"{by} puts {len(rows)} of {n} images into validation: both sides need at least one.")
     return rows
 
 
-def _random(df: pd.DataFrame, valid_pct: float, seed: int | None, groups: pd.Series | None) -> list[int]:
-    if groups is None:
-        return [int(i) for i in RandomSplitter(valid_pct, seed=seed)(df)[1]]
-    split = GroupShuffleSplit(n_splits=1, test_size=valid_pct, random_state=seed)
-    return next(split.split(df, groups=groups))[1].tolist()
+def _check_share(valid_pct: float) -> None:
+    if isinstance(valid_pct, (bool, str)) or not 0 <= valid_pct < 1:
+        raise ValueError(f"valid_pct={valid_pct!r} must be a share of the images, at least 0 and below 1.")
 
 
-def _in_fold(df: pd.DataFrame, id_col: str, fold_col: str, fold: int | str) -> np.ndarray:
-    folds = filled(df, id_col, fold_col, "fold")
-    if not (chosen := (folds == str(fold)).to_numpy()).any():
-        known = ", ".join(sorted(folds.unique(), key=number_first)[:20])
-        raise ValueError(f"fold={fold!r} does not occur in column {fold_col!r}, which holds {known}.")
-    return chosen
+def _groups(annotations: Annotations, group_col: str) -> pd.Series:
+    groups = annotations.filled(annotations.column(group_col, "group_col"), "group")
+    if groups.nunique() < 2:
+        raise ValueError(f"Column {group_col!r} holds one group only: a split by group needs at least two.")
+    return groups
 
 
-# ---------------------------------------------------------------- stratification
-
-
-def _stratify(labels: Sequence[list[str]], groups: np.ndarray, shares: list[float], seed: int | None) -> np.ndarray:
-    """Return the part (n,) of each image, so that part k holds `shares[k]` of each label's images and whole groups.
-
-    One group after the other, those with the largest share of any label first, goes where it lessens most the squared
-    distance to the shares asked for, of every label and of all images, each relative to the size of the part.
-    """
-    counts = np.column_stack([MultiLabelBinarizer().fit_transform(labels), np.ones(len(labels), int)])
-    counts = pd.DataFrame(counts).groupby(groups).sum().to_numpy()
-    share = counts / counts.sum(0)  # of each label's images, by group
-    size, square = np.array(shares), (share**2).sum(1)
-    wanted = np.repeat(size[:, None], share.shape[1], 1)
-    parts = np.empty(len(share), int)
-    for g in np.lexsort((np.random.default_rng(seed).random(len(share)), -share.max(1))):
-        k = parts[g] = np.argmin((square[g] - 2 * wanted @ share[g]) / size)
-        wanted[k] -= share[g]
-    if len(shares) == 2:
-        _fill_sides(counts, parts)
-    return parts[groups]
-
-
-def _fill_sides(counts: np.ndarray, parts: np.ndarray) -> None:
-    """Move groups, in place, so that every label with two groups or more is in both parts, 0 and 1, where possible.
-
-    One of the label's groups moves, the smallest that takes no other label away from where it was. (A label with two
-    images would else be all in training: a fifth of two is nearer to none than to one.)
-    """
-    has, size = counts[:, :-1] > 0, counts[:, -1]
-    for c in np.argsort(has.sum(0), kind="stable"):
-        groups = np.flatnonzero(has[:, c])
-        if len(groups) < 2 or len(set(parts[groups])) == 2:
-            continue
-        side = parts[groups[0]]
-        left = has[parts == side].sum(0)
-        movable = [g for g in groups if (left[has[g]] >= 2).all()]
-        if movable:
-            parts[min(movable, key=lambda g: size[g])] = 1 - side
-
-
-def add_folds(
-    csv: str | Path | pd.DataFrame,
-    n_folds: int = 5,
-    group_col: str | None = None,
-    folder: str | Path | None = None,
-    fname: str | Path | None = None,
-    seed: int | None = 42,
-    fold_col: str = "fold",
-    id_col: str = "Id",
-    label_col: str = "Target",
-    label_delim: str | None = " ",
-    channels: Sequence[str] = HPA_CHANNELS,
-    pattern: str = PATTERN,
-    max_distance: float = 0.03,
-    bits: int | None = None,
-) -> pd.DataFrame:
-    """Return the rows of `csv`, a file or DataFrame, with a column `fold_col`: 0 to n_folds−1, stratified by label.
-
-    Every fold holds about 1/n_folds of the images of each label, one or several per image, as near as whole groups
-    allow; a label in fewer images than folds is missing from some. `HPADataLoaders.from_csv(path, fold_col="fold",
-    fold=0)` trains on the others.
-
-    group_col: column of groups that stay in one fold.
-    folder: the images; with it duplicates and near-duplicates stay in one fold too, along with their groups. Every
-        file is read (see `duplicate_groups`, also for `max_distance`, `bits`).
-    fname: csv to write, at once or not at all; may be `csv` itself. Default: none.
-    label_delim: between the labels of a row, any white space for " "; None for exactly one label per row.
-
-    Raises ValueError for fewer than 2 or more folds than groups, a column `fold_col` that exists already, a missing
-    column, an id without a group; FileNotFoundError for a missing csv or image.
-    """
-    df = csv.copy() if isinstance(csv, pd.DataFrame) else read_csv(Path(csv), id_col, label_col, label_delim)
-    for arg, col in (("id_col", id_col), ("label_col", label_col), ("group_col", group_col)):
-        if col is not None and col not in df:
-            raise ValueError(f"The csv has no column {col!r} for {arg}=, only {', '.join(map(str, df.columns))}.")
-    if fold_col in df:
-        raise ValueError(f"The csv has a column {fold_col!r} already: drop it or pass another fold_col.")
-    groups = np.arange(len(df)) if group_col is None else pd.factorize(filled(df, id_col, group_col, "group"))[0]
-    if folder is not None:
-        groups = _join(groups, duplicate_groups(folder, df[id_col], channels, pattern, max_distance, bits).to_numpy())
-    if n_folds != int(n_folds) or not 2 <= n_folds <= len(set(groups)):
-        n = f"{len(df)} images in {len(set(groups))} groups"
-        raise ValueError(f"n_folds={n_folds} must be a whole number, at least 2 and at most the groups: there are {n}.")
-    df[fold_col] = _stratify(_label_lists(df[label_col], label_delim), groups, [1 / n_folds] * n_folds, seed)
-    if fname is not None:
-        replace_file(Path(fname), lambda f: df.to_csv(f, index=False))
-    return df
-
-
-def _label_lists(column: pd.Series, delim: str | None) -> list[list[str]]:
-    return [split_labels(text, delim) for text in column.fillna("").astype(str)]
-
-
-def _join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the groups (n,) of images that share a group of `a` or of `b`, or are linked by a chain of such."""
-    link = coo_array((np.ones(len(a), bool), (a, b)), shape=(a.max() + 1, b.max() + 1))
-    n = link.shape[0]
-    graph = coo_array((link.data, (link.row, link.col + n)), shape=(n + link.shape[1],) * 2)
-    return pd.factorize(connected_components(graph, directed=False)[1][a])[0]
-
-
-def label_counts(
-    df: pd.DataFrame, by: str = "fold", label_col: str = "Target", label_delim: str | None = " "
-) -> pd.DataFrame:
-    """Return the number of images of each label (rows, numbers in order) in each value of the column `by` (columns)."""
-    rows = pd.DataFrame({"label": _label_lists(df[label_col], label_delim), by: df[by].to_numpy()}).explode("label")
-    table = pd.crosstab(rows["label"], rows[by])
-    return table.loc[sorted(table.index, key=number_first)]
+def _fixed(annotations: Annotations, chosen: np.ndarray, fixed: str, group_col: str | None) -> list[int]:
+    """Return the chosen rows; raise ValueError for a group on both sides."""
+    if group_col is not None:
+        groups = annotations.filled(annotations.column(group_col, "group_col"), "group")
+        if both := sorted(set(groups[~chosen]) & set(groups[chosen])):
+            fix = f"Move each to one side in {fixed!r}, or leave group_col out to use that split all the same."
+            raise ValueError(offenders(f"Groups of {group_col!r} on both sides of the split by {fixed!r}", both, fix))
+    return np.flatnonzero(chosen).tolist()

@@ -8,7 +8,8 @@ from fastai.data.block import CategoryBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiCategory, OneHotEncode
 from fasttransform import Transform
 
-from .annotations import split_labels
+from .csv_file import as_text
+from .label_reader import LabelReader
 
 __all__ = ["RowLabels", "RowPrefix", "target_block"]
 
@@ -23,19 +24,19 @@ class RowPrefix(Transform):
         self.folder, self.id_col = str(folder), id_col
 
     def encodes(self, o: pd.Series):
-        return Path(self.folder) / str(o[self.id_col])
+        return Path(self.folder) / as_text(o[self.id_col])
 
 
 class RowLabels(Transform):
-    """From a row of the csv to its list of labels, or to its one label if `delim` is None."""
+    """From a row of the csv to its list of labels, or to its one label where each row has exactly one."""
 
-    def __init__(self, label_col: str, delim: str | None):
+    def __init__(self, reader: LabelReader):
         super().__init__()
-        self.label_col, self.delim = label_col, delim
+        self.reader = reader
 
     def encodes(self, o: pd.Series):
-        labels = split_labels(o[self.label_col], self.delim)
-        return labels[0] if self.delim is None else labels
+        labels = self.reader(o)
+        return labels[0] if self.reader.delim is None else labels
 
 
 class _NamedCategory(Category):

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fastai_crl.data.annotations import read_csv
+from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.leaks import find_leaks
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.data.splits import add_folds
+from fastai_crl.data.stratify import add_folds
 
 
 def copy_image(folder: Path, old: str, new: str, change=lambda a: a) -> None:
@@ -40,7 +40,7 @@ def twins(hpa, tmp_path) -> Path:
 
 
 def test_leaks(twins):
-    df = read_csv(twins / "train.csv")
+    df = Annotations.from_csv(twins / "train.csv").frame
     df["Group"] = [f"g{i // 10}" for i in range(len(df))]
     last = df["Id"].isin(["copy", "noisy"])
     leaks = find_leaks(df[~last], df[last], twins / "train", progress=False)
@@ -56,7 +56,7 @@ def test_leaks(twins):
     assert find_leaks(df, df[:0], twins / "train", "Group").empty
     with pytest.raises(ValueError, match=r"folder=.*group_col="):
         find_leaks(df[:20], df[20:])
-    with pytest.raises(ValueError, match="no column 'Plate' for group_col="):
+    with pytest.raises(ValueError, match=r"no column 'Plate', only .*group_col="):
         find_leaks(df[:20], df[20:], group_col="Plate")
     with pytest.raises(ValueError, match=r"max_distance=0\.6"):
         find_leaks(df[:20], df[20:], twins / "train", max_distance=0.6)
@@ -72,7 +72,7 @@ def test_leaks_of_loaders(twins):
 
 
 def test_folds_keep_duplicates_together(twins):
-    df = read_csv(twins / "train.csv")
+    df = Annotations.from_csv(twins / "train.csv").frame
     df["Group"] = [f"g{i}" for i in range(len(df))]
     df.loc[df["Id"] == "copy", "Group"] = "g5"  # so that image 5, image 0 and its copy belong together
     for seed in range(4):

@@ -16,10 +16,12 @@ from fastai.vision.augment import FlipItem, Hue, Resize, Saturation
 from PIL import Image
 from torch import nn
 
-from fastai_crl.data.annotations import make_vocab, read_csv, split_labels
-from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, TensorMultiChannel, image_ids
-from fastai_crl.data.splits import valid_rows
+from fastai_crl.data.annotations import Annotations
+from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
+from fastai_crl.data.splits import RandomSplit
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_MEAN, HPA_N_IDS, HPA_STD
+from fastai_crl.images.image_set import image_ids
+from fastai_crl.images.tensor import TensorMultiChannel
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FIELDS, CELLS, LABELS = SHARED / "hpa_fields", SHARED / "hpa_cells", SHARED / "hpa2018" / "train.csv"
@@ -197,7 +199,7 @@ def test_valid_col_marks_the_rows(root, form):
 
 
 def test_bad_splits(root):
-    with pytest.raises(ValueError, match=r"no column 'Plate' for group_col=.*Group"):
+    with pytest.raises(ValueError, match=r"no column 'Plate', only .*Group.*group_col="):
         load(root, group_col="Plate")
     with pytest.raises(ValueError, match=r"valid_pct=1\.5"):
         load(root, valid_pct=1.5)
@@ -497,8 +499,8 @@ def test_real_cells_split_by_montage():
 
 @needs(LABELS)
 def test_real_labels_of_the_full_set():
-    df = read_csv(LABELS)
-    labels = df["Target"].map(lambda t: split_labels(t, " "))
-    assert make_vocab(labels, None) == [str(i) for i in range(28)]
-    assert labels.explode().value_counts().to_dict() == {str(i): n for i, n in enumerate(HPA_COUNTS)}
-    assert len(df) == HPA_N_IDS and len(valid_rows(df, "Id", 0.2, 42, None, None)) == 6214
+    rows = Annotations.from_csv(LABELS)
+    assert rows.vocab() == [str(i) for i in range(28)]
+    assert rows.counts() == {str(i): n for i, n in enumerate(HPA_COUNTS)}
+    assert rows.targets().sum(0).A1.tolist() == list(HPA_COUNTS)
+    assert len(rows) == HPA_N_IDS and len(RandomSplit().rows(rows)) == 6214

@@ -161,16 +161,61 @@ def test_one_label_per_row(root):
     assert report.labels["images"].to_dict() == {"a b": 59}
 
 
-def test_only_what_cannot_be_reported_is_raised(root):
-    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
-        check(root, "none.csv")
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        check(root, folder="nowhere")
-    with pytest.raises(ValueError, match=r"no column 'label', only Id, Target"):
-        check(root, label_col="label")
+@pytest.mark.parametrize(
+    ("options", "problem", "says"),
+    [
+        ({"csv_fname": "none.csv"}, "unreadable csv", r"none\.csv does not exist"),
+        ({"folder": "nowhere"}, "unreadable folder", "nowhere does not exist"),
+        ({"label_col": "label"}, "unreadable csv", r"no column 'label', only Id, Target"),
+        ({"label_col": ["Target"]}, "unreadable csv", "A column of a label holds 0 and 1"),
+        ({"id_col": 9}, "unreadable csv", "no column 9"),
+    ],
+)
+def test_what_cannot_be_read_is_reported(root, options, problem, says):
+    report = check(root, progress=False, **options)
+    found = report.problems[report.problems["problem"] == problem]
+    assert not report.ok and len(found) == 1 and found["detail"].str.contains(says).all() and problem in str(report)
+
+
+def test_a_channel_that_is_nowhere(root):
     report = check(root, channels=("red", "far"), progress=False)
     assert listed(report) >= {("error", "missing file", "synthetic-000000", "far")}
     assert np.isnan(report.channels.loc["far", "mean"]) and report.channels.loc["red", "mean"] > 0
+
+
+def test_rows_that_are_not_what_they_seem(root):
+    file = root / "train.csv"
+    ids = pd.read_csv(file, dtype=str)["Id"].tolist()
+    text = [
+        f"{ids[0]},1",
+        f"./{ids[0]},1",
+        "../other/x,2",
+        f"{ids[1]}",
+        f"{ids[2]},1;2",
+        f"{ids[3]},[1]",
+        f"{ids[4]},2.0",
+    ]
+    file.write_text("\n".join(["Id,Target", *text, f'{ids[5]},"1', f'{ids[6]},2"', f"{ids[7]},2", ""]))
+    report = check(root, progress=False)
+    assert listed(report) >= {
+        ("error", "ids of one file", ids[0], ""),
+        ("error", "id outside the folder", "../other/x", ""),
+        ("error", "fields do not fit", "", ""),
+        ("error", "stray quote", "", ""),
+        ("warning", "label made of others", ids[2], ""),
+        ("warning", "label with brackets or quotes", ids[3], ""),
+        ("warning", "labels alike", ids[4], ""),
+    }
+    details = report.problems.set_index("problem")["detail"]
+    assert details["fields do not fit"] == "line 5 has 1" and details["stray quote"] == "lines 9 to 10 are one row"
+    assert "lines 9 to 10" in str(report)
+
+
+def test_side_files_of_macos_are_no_images(root):
+    for file in list((root / "train").iterdir())[:5]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    report = check(root, progress=False)
+    assert report.ok and report.n_images == 60
 
 
 def test_all_channels_in_one_file(root):

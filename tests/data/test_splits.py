@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from fastai_crl.data.annotations import read_csv, split_labels
+from fastai_crl.data.annotations import Annotations
+from fastai_crl.data.label_reader import split_labels
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.data.splits import _stratify, add_folds, label_counts, valid_rows
+from fastai_crl.data.splits import split_by, validation_rows
+from fastai_crl.data.stratify import add_folds, stratify
 from fastai_crl.hpa import HPA_COUNTS
 
 LABELS = ("0", "1", "2", "10")
@@ -24,6 +26,21 @@ def rows(n: int = 400, groups: int = 80) -> pd.DataFrame:
     target = [" ".join(np.array(LABELS)[o]) for o in odds]
     group = (groups * rng.random(n) ** 2).astype(int)
     return pd.DataFrame({"Id": [f"i{i}" for i in range(n)], "Target": target, "Group": [f"g{g}" for g in group]})
+
+
+def read_csv(file):
+    return Annotations.from_csv(file).frame
+
+
+def label_counts(df, by="fold", label_delim=" "):
+    return Annotations.from_frame(df, label_delim=label_delim).table(by)
+
+
+def valid_rows(df, share, seed, group_col=None, valid_col=None, fold_col=None, fold=0, stratify=False):
+    """Positions of the validation rows, by the keywords of `from_csv`."""
+    return validation_rows(
+        split_by(share, seed, group_col, valid_col, stratify, fold_col, fold), Annotations.from_frame(df)
+    )
 
 
 def lists(df: pd.DataFrame) -> list[list[str]]:
@@ -46,7 +63,7 @@ def shares(df: pd.DataFrame, valid: list[int]) -> dict[str, float]:
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.35])
 def test_stratified_share_of_every_label(share):
     df = rows()
-    valid = valid_rows(df, "Id", share, 42, labels=lists(df))
+    valid = valid_rows(df, share, 42, stratify=True)
     assert len(set(valid)) == len(valid) == pytest.approx(share * len(df), abs=4)
     counts = label_counts(df.assign(side=np.isin(range(len(df)), valid)), "side")
     for label, got in shares(df, valid).items():
@@ -54,20 +71,20 @@ def test_stratified_share_of_every_label(share):
         assert abs(got * n - share * n) <= 1, f"label {label}: {got:.3f} of {n} instead of {share}"
         assert counts.loc[label, True] == round(got * n)
     # What it is for: drawn at random, the shares are off.
-    drawn = shares(df, valid_rows(df, "Id", share, 42))
+    drawn = shares(df, valid_rows(df, share, 42))
     assert max(abs(v - share) for v in drawn.values()) > 2 * max(abs(v - share) for v in shares(df, valid).values())
 
 
 def test_seed():
     df = rows()
-    a, b, c = (valid_rows(df, "Id", 0.2, seed, labels=lists(df)) for seed in (1, 1, 2))
+    a, b, c = (valid_rows(df, 0.2, seed, stratify=True) for seed in (1, 1, 2))
     assert a == b != c
 
 
 def test_stratified_by_whole_groups():
     df = rows()
     assert df["Group"].value_counts().max() > 30 and df["Group"].value_counts().min() == 1
-    valid = valid_rows(df, "Id", 0.2, 42, "Group", labels=lists(df))
+    valid = valid_rows(df, 0.2, 42, "Group", stratify=True)
     train = df.drop(index=valid)
     assert set(df["Group"].iloc[valid]).isdisjoint(train["Group"])
     got, approx = shares(df, valid), pytest.approx(0.2, abs=0.02)
@@ -78,7 +95,7 @@ def test_stratified_by_whole_groups():
 def test_a_label_of_two_images_is_on_both_sides():
     df = pd.DataFrame({"Id": [f"i{i}" for i in range(50)], "Target": ["7", "7", "8 9", "8 9", "5"] + ["1"] * 45})
     for seed in range(5):
-        valid = valid_rows(df, "Id", 0.2, seed, labels=lists(df))
+        valid = valid_rows(df, 0.2, seed, stratify=True)
         assert len({0, 1} & set(valid)) == 1 and len({2, 3} & set(valid)) == 1 and 4 not in valid
         assert len(valid) == pytest.approx(10, abs=2)
 
@@ -87,7 +104,7 @@ def test_a_label_is_not_brought_to_validation_at_the_price_of_another_in_trainin
     rows = [("7 5", "a"), ("7", "b"), *[("1", "b")] * 3, *[("1", f"c{i}") for i in range(45)]]
     df = pd.DataFrame(rows, columns=["Target", "Group"]).assign(Id=[f"i{i}" for i in range(len(rows))])
     for seed in range(5):  # group b must move, though a is smaller
-        valid = valid_rows(df, "Id", 0.2, seed, "Group", labels=lists(df))
+        valid = valid_rows(df, 0.2, seed, "Group", stratify=True)
         assert 0 not in valid and {1, 2, 3, 4} <= set(valid)
 
 
@@ -98,7 +115,7 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
     groups = pd.factorize(np.array([g for _, g in items]))[0]
     if len(set(groups)) < 2:
         return
-    sides = _stratify(labels, groups, [0.8, 0.2], seed)
+    sides = stratify(labels, groups, [0.8, 0.2], seed)
     assert all(len(set(sides[groups == g])) == 1 for g in set(groups))
 
     def one_sided(side: np.ndarray) -> set[str]:
@@ -121,25 +138,23 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
 def test_split_columns(hpa):
     df = read_csv(hpa / "train.csv")
     df = add_folds(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
-    assert valid_rows(df, "Id", 0.2, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
-    assert (
-        valid_rows(df.astype(str), "Id", 0.2, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
-    )
+    assert valid_rows(df, 0.2, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
+    assert valid_rows(df.astype(str), 0.2, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
     with pytest.raises(ValueError, match=r"fold=4 does not occur in column 'fold', which holds 0, 1, 2, 3"):
-        valid_rows(df, "Id", 0.2, 1, fold_col="fold", fold=4)
+        valid_rows(df, 0.2, 1, fold_col="fold", fold=4)
     with pytest.raises(ValueError, match=r"Ids without a fold \(1 in all\): synthetic-000003"):
-        valid_rows(df.assign(fold=["0", "1", "0", "", *["1"] * (len(df) - 4)]), "Id", 0.2, 1, fold_col="fold")
+        valid_rows(df.assign(fold=["0", "1", "0", "", *["1"] * (len(df) - 4)]), 0.2, 1, fold_col="fold")
     with pytest.raises(ValueError, match="valid_col or fold_col, not both"):
-        valid_rows(df, "Id", 0.2, 1, fold_col="fold", valid_col="fold")
+        valid_rows(df, 0.2, 1, fold_col="fold", valid_col="fold")
     with pytest.raises(ValueError, match="stratify=True draws a split, but column 'fold' fixes it"):
-        valid_rows(df, "Id", 0.2, 1, fold_col="fold", labels=lists(df))
+        valid_rows(df, 0.2, 1, fold_col="fold", stratify=True)
     # A group on both sides of a fixed split is a leak.
     with pytest.raises(
         ValueError, match=r"Groups of 'Group' on both sides of the split by 'fold' \(6 in all\): g0, g1"
     ):
-        valid_rows(df, "Id", 0.2, 1, "Group", fold_col="fold")
+        valid_rows(df, 0.2, 1, "Group", fold_col="fold")
     halves = df.assign(half=[i % 6 < 3 for i in range(len(df))])
-    assert valid_rows(halves, "Id", 0.2, 1, "Group", "half") == np.flatnonzero(halves["half"]).tolist()
+    assert valid_rows(halves, 0.2, 1, "Group", "half") == np.flatnonzero(halves["half"]).tolist()
 
 
 def test_from_csv(hpa, tmp_path):
@@ -228,7 +243,7 @@ def test_bad_folds():
         add_folds(df, 6, "Group")
     with pytest.raises(ValueError, match="a column 'fold' already"):
         add_folds(df.assign(fold=0))
-    with pytest.raises(ValueError, match=r"no column 'Plate' for group_col=.*Group"):
+    with pytest.raises(ValueError, match=r"no column 'Plate', only .*Group.*group_col="):
         add_folds(df, group_col="Plate")
     with pytest.raises(ValueError, match=r"Ids without a Group \(1 in all\): i0"):
         add_folds(df.assign(Group=["", *df["Group"][1:]]), group_col="Group")
@@ -246,7 +261,7 @@ def test_real_labels_in_five_folds(shared):
 
 def test_real_labels_in_validation(shared):
     df = read_csv(shared / "hpa2018" / "train.csv")
-    valid = valid_rows(df, "Id", 0.15, 42, labels=lists(df))
+    valid = valid_rows(df, 0.15, 42, stratify=True)
     table = label_counts(df.assign(side=np.isin(range(len(df)), valid)), "side")
     for label, total in enumerate(HPA_COUNTS):
         assert abs(table.loc[str(label), True] - 0.15 * total) <= 1

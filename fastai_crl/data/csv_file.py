@@ -1,0 +1,167 @@
+"""A csv file, every value as its text: what does not fit the header, the separator or the encoding is named by line."""
+
+import csv
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastai_crl._errors import offenders
+from fastai_crl.images.layout import replace_file
+
+__all__ = ["CsvFile", "Fault", "as_text", "read_file", "require_none"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong in a csv: a kind of problem, where, and the error that it is."""
+
+    problem: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """The rows of a csv as text, by the line where each begins, and what is wrong with others."""
+
+    file: Path
+    frame: pd.DataFrame
+    lines: list[int]
+    faults: list[Fault]
+
+    def write_with(self, fname: Path, column: str, values: list[Any]) -> None:
+        """Write the file's own text to `fname` with one more column at the end; mode, BOM and line ends are kept."""
+        raw = self.file.read_bytes()
+        bom = b"\xef\xbb\xbf" if raw.startswith(b"\xef\xbb\xbf") else b""
+        text = raw[len(bom) :].decode()
+        pieces = _lines(text)
+        top = next(i for i, line in enumerate(pieces, 1) if line.strip("\r\n"))
+        added = {top: column} | dict(zip(self.lines, map(str, values), strict=True))
+        starts = sorted(added)
+        last = {start: end - 1 for start, end in zip(starts, [*starts[1:], len(pieces) + 1], strict=True)}
+        for start in starts:
+            at = last[start] - 1
+            while at >= start and not pieces[at].strip("\r\n"):
+                at -= 1  # blank lines at the end belong to no row
+            body = pieces[at].rstrip("\r\n")
+            pieces[at] = f"{body},{_quoted(added[start])}{pieces[at][len(body) :]}"
+        mode = stat.S_IMODE(os.stat(fname if fname.exists() else self.file).st_mode)
+
+        def write(part: Path) -> None:
+            part.write_bytes(bom + "".join(pieces).encode())
+            part.chmod(mode)
+
+        replace_file(fname, write)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of `text` with their ends, as the csv module counts them."""
+    return list(io.StringIO(text, newline=""))
+
+
+def _quoted(value: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow([value])
+    return out.getvalue()
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a DataFrame as a csv has it: nothing for NaN and None, a whole number without its ".0"."""
+    if isinstance(value, str):
+        return value
+    if value is None or value is pd.NA or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def read_file(file: Path) -> CsvFile:
+    """Return the rows of `file`; those that do not fit are left out and among the faults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file without a header, not in UTF-8, or with a column twice.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"Csv file {file} does not exist: pass the right path and csv_fname.")
+    text = _decoded(file)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    faults: list[Fault] = []
+    header: list[str] | None = None
+    while True:
+        start = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as e:
+            faults.append(Fault("stray quote", f"{_span(start, reader.line_num)} ({e})"))
+            continue
+        if not row:
+            continue
+        if header is None:
+            header = row
+        elif len(row) != len(header):
+            faults.append(Fault("fields do not fit", f"{_span(start, reader.line_num)} has {len(row)}"))
+        elif reader.line_num > start and _swallows(row, len(header)):
+            faults.append(Fault("stray quote", f"{_span(start, reader.line_num)} are one row"))
+        else:
+            rows.append(row)
+            lines.append(start)
+    if header is None:
+        raise ValueError(f"Csv file {file} cannot be read: it needs a header and comma separated rows.")
+    if twice := sorted({c for c in header if header.count(c) > 1}):
+        fix = "Rename or drop one: which of them is meant?"
+        raise ValueError(offenders(f"Columns that csv file {file} has twice", list(map(repr, twice)), fix))
+    return CsvFile(file, pd.DataFrame(rows, columns=header, dtype=object).astype(str), lines, faults)
+
+
+def require_none(csv_file: CsvFile) -> None:
+    """Raise ValueError for the faults of a csv, if there are any."""
+    for problem in dict.fromkeys(f.problem for f in csv_file.faults):
+        where = [f.detail for f in csv_file.faults if f.problem == problem]
+        n = len(csv_file.frame.columns)
+        what, fix = {
+            "fields do not fit": (
+                f"Rows of {csv_file.file} that do not have the {n} fields of the header",
+                'Correct them; a comma in a value needs quotes ("a, b").',
+            ),
+            "stray quote": (
+                f"Rows of {csv_file.file} with a stray quote",
+                'Remove it, or write "" for a quote within a quoted value.',
+            ),
+        }[problem]
+        raise ValueError(offenders(what, where, fix))
+
+
+def _span(first: int, last: int) -> str:
+    return f"line {first}" if last <= first else f"lines {first} to {last}"
+
+
+def _swallows(row: list[str], n: int) -> bool:
+    """Whether a value over several lines holds what looks like rows of its own."""
+    inner = [line for value in row for line in value.splitlines()[1:]]
+    return n == 1 or any(line.count(",") == n - 1 for line in inner)
+
+
+def _decoded(file: Path) -> str:
+    raw = file.read_bytes()
+    found = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4096] else None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        found = found or "cp1252"
+        where = f"line {raw.count(bytes([10]), 0, e.start) + 1} holds the byte 0x{raw[e.start]:02x}"
+    else:
+        where = "it holds zero bytes"
+    if found:
+        raise ValueError(
+            f"Csv file {file} cannot be read: it is not in UTF-8 ({where}), but in {found}, as it seems. Save it as "
+            f"UTF-8, for instance file.write_text(file.read_text({found!r}), 'utf-8')."
+        )
+    return text
