@@ -1,6 +1,7 @@
 """PNG, by imagecodecs: the fastest of the decoders that `examples/benchmarks/data.py` compares, with equal pixels."""
 
 import zlib
+from dataclasses import replace
 from typing import BinaryIO
 
 import imagecodecs
@@ -30,6 +31,20 @@ def _at(f: BinaryIO, at: int) -> bytes:
     return f.read(8)
 
 
+def _check_sums(f: BinaryIO) -> None:
+    """Raise ValueError for chunks that do not fit their checksums, as Pillow does not look at those of the pixels."""
+    f.seek(8)
+    data, at = memoryview(f.read()), 0
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError("damaged: its pixels do not fit their checksum")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("truncated")
+
+
 def _open(file: Input, n: int) -> Source:
     f, head = file.stream, file.start
     if len(head) < 33 or zlib.crc32(head[12:29]) != int.from_bytes(head[29:33], "big"):
@@ -37,10 +52,10 @@ def _open(file: Input, n: int) -> Source:
     width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
     check_pixels(height, width)
     depth, planes = head[24], _PLANES.get(head[25])
-    if planes is None or depth < 8:  # a table of colours, or less than 8 bits
-        return open_with_pillow(file, n)
-    if b"acTL" in _chunks_before_pixels(f, head, file.size):  # of an animation, with frames
-        return open_with_pillow(file, n)
+    # A table of colours, less than 8 bits, or the frames of an animation.
+    if planes is None or depth < 8 or b"acTL" in _chunks_before_pixels(f, head, file.size):
+        source = open_with_pillow(file, n)
+        return replace(source, decode=lambda: _check_sums(f) or source.decode())
     if height * (width * planes * depth // 8) > _TIMES * file.size:
         raise ValueError(f"truncated: {file.size:,} bytes cannot hold the {height}x{width} pixels that it claims")
     f.seek(max(0, file.size - len(_END)))
