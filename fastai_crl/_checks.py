@@ -134,7 +134,9 @@ def _finite(x: Tensor) -> Tensor:
     return lowest - lowest == highest - highest
 
 
-def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores") -> None:
+def check_batch(
+    scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores", bound: float | None = None
+) -> None:
     """Raise ValueError for tensors that do not belong together or hold values outside their range."""
     if scores.ndim != 2 or scores.shape[1] < 1 or not scores.is_floating_point():
         raise ValueError(
@@ -166,6 +168,9 @@ def check_batch(scores: Tensor, targets: Tensor, features: Tensor | None = None,
     if scores.shape[0] == 0:
         return
     check_on_device(_finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
+    if bound is not None:
+        rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. Has the training diverged?"
+        check_on_device(scores.detach().abs().amax() <= bound, rule)
     if features is not None:
         check_on_device(_finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
     top = 1 if targets.ndim == 2 else scores.shape[1] - 1

@@ -200,7 +200,7 @@ class CRL(nn.Module):
             raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
         features = None if features is None else as_plain_tensor(features)
-        check_batch(logits, targets, features, "logits")
+        check_batch(logits, targets, features, "logits", 1e20 if self.score_space == "logit" else None)
         n, n_classes = logits.shape
         for name in ("frequency", "shift"):
             values = getattr(self, name)

@@ -143,7 +143,7 @@ def mine(
     elif features is None:
         raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
     k, scores, targets = int(k), as_plain_tensor(scores), as_plain_tensor(targets)
-    check_batch(scores, targets, features)
+    check_batch(scores, targets, features, bound=1e20)
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         scores = scores if scores.dtype == torch.float64 else scores.float()
         n, n_classes = scores.shape

@@ -471,3 +471,95 @@ def test_inputs_are_checked(change, message):
     inputs = {"logits": torch.zeros(4, 3), "targets": torch.zeros(4, 3), "features": torch.zeros(4, 2), **change}
     with pytest.raises(ValueError, match=message):
         CRL(level="instance")(**inputs)
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_shift_is_what_is_added_to_the_logits(single_label):
+    logits, targets, _ = batch(dtype=torch.float64)
+    targets = targets.argmax(1) if single_label else targets
+    shift = torch.randn(6, dtype=torch.float64)
+    for criterion in rectification.CRITERIA:
+        found, expected = CRL(5, criterion=criterion, shift=shift)(logits, targets), CRL(5, criterion=criterion)
+        assert torch.equal(found, expected(logits + shift, targets)) and not torch.equal(
+            found, expected(logits, targets)
+        )
+
+
+@pytest.mark.parametrize("options", [{"shift": [1.0, math.nan]}, {"frequency": [1, -1]}, {"shift": [[1.0]]}])
+def test_numbers_per_label_are_checked(options):
+    with pytest.raises(ValueError, match="finite number"):
+        CRL(**options)
+
+
+@pytest.mark.parametrize("name", ["shift", "frequency"])
+def test_numbers_per_label_are_as_many_as_labels(name):
+    with pytest.raises(ValueError, match=f"{name} has 2 values, but logits 3"):
+        CRL(**{name: [1.0, 2.0]})(torch.zeros(4, 3), torch.zeros(4, 3))
+
+
+def test_one_logit_per_item_is_one_binary_label():
+    logits, targets = torch.randn(20, 1, dtype=torch.float64), (torch.rand(20, 1) < 0.3).double()
+    expected = CRL(3)(logits, targets)
+    assert expected > 0
+    for x in (logits, logits[:, 0]):
+        for y in (targets, targets[:, 0], targets[:, 0].long(), targets[:, 0].bool()):
+            assert torch.equal(CRL(3)(x, y), expected)
+    with pytest.raises(ValueError, match=r"class indices \(targets.squeeze\(1\)\)"):
+        CRL(3)(torch.zeros(4, 3), torch.zeros(4, 1))
+
+
+def test_logits_too_large_for_the_arithmetic_are_an_error():
+    logits, targets, _ = batch()
+    with torch.no_grad():
+        logits[0, 0] = 1e30
+    assert CRL()(logits, targets).isfinite()
+    with pytest.raises(ValueError, match=r"within ±1e\+20"):
+        CRL(score_space="logit")(logits, targets)
+
+
+@pytest.mark.parametrize("scope", ["joint", "attribute"])
+@pytest.mark.parametrize("average", ["triplet", "label"])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_engines_agree_with_a_memory(data, average, scope):
+    """Full of ties, in each of some batches."""
+    seed, n_classes = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 6))
+    options = {"k": data.draw(st.integers(1, 9)), "rho": data.draw(st.sampled_from([0.3, 1.0])), "memory": 4}
+    one, other = (CRL(**options, scope=scope, average=average, engine=e) for e in ("auto", "tensors"))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(5):
+        logits = torch.randn(12, n_classes, generator=generator, dtype=torch.float64)
+        logits = (logits.round() if data.draw(st.booleans()) else logits).requires_grad_()
+        targets = (torch.rand(12, n_classes, generator=generator) < 0.25).double()
+        (x, m), (y, n) = (crl.loss_and_counts(logits, targets) for crl in (one, other))
+        torch.testing.assert_close(x, y)
+        torch.testing.assert_close(gradients(x, logits)[0], gradients(y, logits)[0])
+        assert torch.equal(m, n)
+
+
+def test_buffers_are_saved_and_moved():
+    logits, targets, _ = batch()
+    crl = CRL(4, memory=3, frequency=range(1, 7), shift=[0.5] * 6)
+    crl(logits, targets)
+    saved = crl.state_dict()
+    assert {"frequency", "shift", "past.values", "past.clock"} <= set(saved)
+    fresh = CRL(4, memory=3, frequency=range(6, 0, -1), shift=[0.0] * 6)
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh(logits, targets), crl(logits, targets))
+    fresh.load_state_dict(CRL(4, memory=3, frequency=range(6), shift=[0.0] * 6).state_dict())
+    assert fresh.past.read() is None
+    moved = crl.to("meta")
+    assert moved.past.values.is_meta and moved.shift.is_meta
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "gpu"}, "engine='gpu'"),
+        ({"engine": "loops", "criterion": "absolute"}, 'engine="loops" serves'),
+        ({"engine": "loops", "level": "instance"}, 'engine="loops" serves'),
+    ],
+)
+def test_engine_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        CRL(**options)
