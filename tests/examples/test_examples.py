@@ -189,7 +189,7 @@ def test_the_rivals_of_the_mining_benchmark_compute_the_same(mining, n):
         torch.testing.assert_close(
             *(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected)), rtol=1e-4, atol=1e-7
         )
-    found = mining.tensors(mining.CRL(7))(logits, targets)
+    found = mining.CRL(7, engine="tensors")(logits, targets)
     torch.testing.assert_close(found, expected)
 
 
