@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 
+from fastai_crl.data.annotations import Annotations
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.losses.crl_loss import CRL
 from fastai_crl.mining.memory import PositiveMemory
@@ -26,9 +27,8 @@ SAMPLERS = ("uniform", "repeat factor", "class-aware", "class-aware, ungrouped")
 def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
     """Labels (n, C) bool, their names, and what they are."""
     if csv is not None:
-        dummies = pd.read_csv(csv, dtype=str).Target.fillna("").str.get_dummies(" ")
-        names = sorted(dummies, key=lambda s: (not s.isdigit(), int(s) if s.isdigit() else 0, s))
-        return dummies[names].to_numpy(bool), names, Path(csv).name
+        rows = Annotations.from_csv(csv)
+        return rows.targets().toarray(), rows.vocab(), Path(csv).name
     rng, y = np.random.default_rng(0), np.zeros((HPA_N_IDS, len(HPA_COUNTS)), bool)
     for c, count in enumerate(HPA_COUNTS):
         y[rng.choice(len(y), count, replace=False), c] = True

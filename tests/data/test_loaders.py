@@ -1,6 +1,7 @@
 """The data block, the csv factory, and real learners on multi-channel images."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,10 +18,10 @@ from PIL import Image
 from torch import nn
 
 from fastai_crl.data.annotations import Annotations
-from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
-from fastai_crl.data.splits import RandomSplit
+from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, MultiChannelDataLoaders
+from fastai_crl.data.splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_MEAN, HPA_N_IDS, HPA_STD
-from fastai_crl.images.image_set import image_ids
+from fastai_crl.images.image_set import ImageSet, image_ids
 from fastai_crl.images.tensor import TensorMultiChannel
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -504,3 +505,120 @@ def test_real_labels_of_the_full_set():
     assert rows.counts() == {str(i): n for i, n in enumerate(HPA_COUNTS)}
     assert rows.targets().sum(0).A1.tolist() == list(HPA_COUNTS)
     assert len(rows) == HPA_N_IDS and len(RandomSplit().rows(rows)) == 6214
+
+
+# ---------------------------------------------------------------- values in place of keywords
+
+
+class Odd:
+    """A stranger's split: every third row."""
+
+    def rows(self, annotations):
+        return range(0, len(annotations), 3)
+
+
+SPLITS = {
+    "random": (RandomSplit(0.3, 7), {"valid_pct": 0.3, "seed": 7}),
+    "groups": (GroupSplit("Group", 0.4), {"group_col": "Group", "valid_pct": 0.4}),
+    "stratified": (StratifiedSplit(0.3, 1), {"stratify": True, "valid_pct": 0.3, "seed": 1}),
+    "column": (ColumnSplit("is_valid"), {"valid_col": "is_valid"}),
+    "fold": (FoldSplit("Group", "g1"), {"fold_col": "Group", "fold": "g1"}),
+    "fastai": (RandomSplitter(0.3, seed=7), {"valid_pct": 0.3, "seed": 7}),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_split_is_what_its_keywords_say(root, name):
+    split, keywords = SPLITS[name]
+    assert valid_ids(load(root, split=split)) == valid_ids(load(root, **keywords))
+
+
+def test_a_split_of_ones_own(root):
+    assert valid_ids(load(root, split=Odd())) == [f"id{i:02}" for i in range(0, N, 3)]
+    for bad in ("random", 0.2, lambda o: ([0], [1]), lambda o: ([*range(N)], [0])):
+        with pytest.raises(ValueError, match="split="):
+            load(root, split=bad)
+    with pytest.raises(ValueError, match=r"split= is given, and so is valid_pct="):
+        load(root, split=Odd(), valid_pct=0.1)
+
+
+def test_images_and_annotations_as_values(root):
+    images = ImageSet(root / "train", ("red", "blue"), size=16)
+    dls = MultiChannelDataLoaders.from_csv(
+        root, images=images, annotations=Annotations.from_csv(root / "train.csv"), bs=4, num_workers=0
+    )
+    assert dls.one_batch()[0].shape == (4, 2, 16, 16) and dls.channels == ("red", "blue")
+    with pytest.raises(ValueError, match=r"images= is given, and so is channels="):
+        load(root, images=images, channels=("red",))
+
+
+def test_only_the_preset_knows_the_statistics_of_hpa(root):
+    def mean(cls):
+        dls = cls.from_csv(root, size=16, bs=4, num_workers=0)
+        return next(f for f in dls.after_batch.fs if type(f).__name__ == "Normalize").mean.flatten().tolist()
+
+    assert mean(HPADataLoaders) == pytest.approx(HPA_MEAN)
+    assert mean(MultiChannelDataLoaders) != pytest.approx(HPA_MEAN)
+
+
+@pytest.mark.parametrize("delim", [" ", None])
+def test_one_column_per_label(root, delim, tmp_path):
+    marks = {c: [int(i % 3 == k) for i in range(N)] for k, c in enumerate("abc")}
+    edit(root, lambda df: df.assign(**marks))
+    dls = load(root, label_col=list("abc"), label_delim=delim)
+    assert list(dls.vocab) == ["a", "b", "c"]
+    y = torch.stack([torch.as_tensor(t) for _, t in dls.valid_ds])
+    wanted = torch.tensor([int(i[2:]) % 3 for i in dls.valid_ds.items["Id"]])
+    assert torch.equal(y, wanted if delim is None else torch.eye(3)[wanted])
+    learn = Learner(dls, net(4, 3), path=tmp_path)
+    with learn.no_logging():
+        learn.fit(1)
+    learn.export("model.pkl")
+    assert list(load_learner(tmp_path / "model.pkl").dls.vocab) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("sampler", [None, "class_aware"])
+def test_an_export_holds_no_row(root, tmp_path, cache, sampler):
+    edit(root, lambda df: df.assign(Patient=[f"PATIENT{i}" for i in range(N)]))
+    learn = Learner(load(root, cache=cache, sampler=sampler), net(4, 3), path=tmp_path)
+    with learn.no_logging():
+        learn.fit(1)
+        learn.get_preds()
+    learn.export("model.pkl")
+    with zipfile.ZipFile(tmp_path / "model.pkl") as z:
+        held = b"".join(z.read(n) for n in z.namelist())
+    assert b"PATIENT" not in held and b"id07" not in held and b"Patient" not in held
+
+
+def test_training_on_all(root, tmp_path):
+    learn = Learner(load(root, valid_pct=0), net(4, 3), path=tmp_path)
+    with learn.no_logging():
+        learn.fit(1)
+    assert len(learn.dls.train_ds) == N and len(learn.dls.valid_ds) == 0
+
+
+def test_ids_that_name_no_file_of_the_folder(root):
+    text = (root / "train.csv").read_text()
+    (root / "train.csv").write_text(text + "./id03,2,g0,False\n")
+    with pytest.raises(ValueError, match=r"name one file \(1 in all\): 'id03' and './id03'"):
+        load(root)
+    (root / "other").mkdir()
+    for c in HPA_CHANNELS:
+        (root / "train" / f"id03_{c}.png").rename(root / "other" / f"id03_{c}.png")
+    (root / "train.csv").write_text(text.replace("id03", "../other/id03"))
+    with pytest.raises(ValueError, match="lead out of"):
+        load(root)
+    assert load(root, ids_outside=True).one_batch()[0].shape == (4, 4, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("size", ["16", 16.0, 0, -4, (16, 16, 3), True])
+def test_sizes_and_crops_that_are_none(root, size):
+    for option in ({"size": size}, {"crop": size, "size": 16}):
+        with pytest.raises(ValueError, match=r"whole number of pixels|needs a square size"):
+            load(root, **option)
+
+
+@pytest.mark.parametrize("size", [16, np.int64(16), (16,), [16, 16], np.uint8(16)])
+def test_sizes_of_any_integer_type(root, size):
+    assert load(root, size=size).one_batch()[0].shape == (4, 4, 16, 16)
