@@ -27,6 +27,7 @@ class Annotations:
     Attributes:
         frame: the rows; ids and labels are text.
         id_col: the column of ids.
+        ids: the id of each row.
         labels: the labels of each row, a list of lists.
         reader: the `LabelReader` that reads them.
         source: the file, or "the table of rows", for errors.
@@ -34,7 +35,7 @@ class Annotations:
 
     def __init__(self, frame: pd.DataFrame, id_col: str, reader: LabelReader, source: str, lines: list[int]):
         self.frame, self.id_col, self.reader, self.source, self.lines = frame, id_col, reader, source, lines
-        self.labels = reader.all(frame)
+        self.ids, self.labels = list(frame[id_col]), reader.all(frame)
 
     @classmethod
     def from_csv(
@@ -121,11 +122,6 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.frame)
-
-    @property
-    def ids(self) -> list[str]:
-        """The id of each row."""
-        return list(self.frame[self.id_col])
 
     @property
     def single(self) -> bool:
