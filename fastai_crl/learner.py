@@ -107,7 +107,8 @@ def crl_learner(
         loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. The name of a
             loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A `CRLLoss` is taken apart: its base loss is
             used, its alpha and options go to the callback.
-        alpha, schedule: see `CRLCallback`.
+        alpha: see `CRLCallback`.
+        schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
         n_epoch: epochs of `fit_one_cycle()` without an argument.
         mixed_precision: train in float16 with loss scaling (`to_fp16`); CUDA only.

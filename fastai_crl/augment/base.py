@@ -16,16 +16,19 @@ def spread(n: int, p: float, *reach: float) -> Tensor:
 
 
 def log_uniform(n: int, low: float, high: float) -> Tensor:
+    """Draw n numbers from low to high, uniformly on the scale of their logarithms."""
     return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()
 
 
 def check(low: float, high: float, **values: float) -> None:
+    """Raise ValueError for a value outside low to high, by its name."""
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name}={value} must be in {low}..{high}.")
 
 
 def check_range(name: str, value: tuple[float, float], high: float, what: str) -> None:
+    """Raise ValueError unless value is (low, high) above 0 and up to `high`."""
     if not 0 < value[0] <= value[1] <= high:
         raise ValueError(f"{name}={value} must be (low, high) with 0 < low <= high <= {high}, {what}.")
 

@@ -43,9 +43,12 @@ def microscopy_transforms(
     Args:
         size: cut this side, or (height, width), out of each image (`RandomCropBatch`); None keeps the size.
         flips: the eight flips and quarter turns (`RandomD4`).
-        rotate, zoom, shift: see `RandomAffine`.
+        rotate: largest angle in degrees, see `RandomAffine`.
+        zoom: largest factor, see `RandomAffine`.
+        shift: largest share of the side, see `RandomAffine`.
         intensity: `gain` and `gamma` of `ChannelIntensity`.
-        noise: `std` of `GaussianNoise`. cutout: `area` of `Cutout`.
+        noise: `std` of `GaussianNoise`.
+        cutout: `area` of `Cutout`.
         scale: with `size`, the range of the place's area, see `RandomCropBatch`.
         p: probability of each image to be changed, for each of affine, intensity, noise and cutout.
 

@@ -77,6 +77,7 @@ class _NamedMultiCategorize(MultiCategorize):
 
 
 def target_block(vocab: list[str], names: dict[str, str], multi: bool) -> TransformBlock:
+    """Return the block of targets for labels of these names: several per item, or exactly one."""
     if not names:
         return MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab, sort=False)
     if multi:

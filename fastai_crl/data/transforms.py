@@ -84,6 +84,7 @@ def make_tfms(batch_tfms: Any, crop: int | None, size: int | tuple[int, int] | N
 
 
 def check_tfms(item_tfms: Any, batch_tfms: Any, n_channels: int) -> None:
+    """Raise ValueError for transforms that would do nothing to such images, or cannot work on them."""
     for t in L(item_tfms):
         kind = t if isinstance(t, type) else type(t)
         if issubclass(kind, (Resize, CropPad, RandomResizedCrop, RatioResize, FlipItem, DihedralItem)):

@@ -28,8 +28,10 @@ def show_predictions(
 
     Args:
         learn: on `TensorMultiChannel` images, multi-label or single-label (the likeliest class is then the decision).
-        ds_idx, dl, max_n, shuffle: as for fastai's `Learner.show_results`; without labels in `dl`, as of `test_dl`, the
-            predicted ones are listed.
+        ds_idx: the loader of `learn.dls`, as for fastai's `Learner.show_results`.
+        dl: a loader in its place; without labels, as that of `test_dl`, the predicted ones are listed.
+        max_n: images at the most.
+        shuffle: another batch each time.
         thresh: multi-label: labels of a probability above it are predicted; one number, or one per label. Default: the
             decisions of the learner's loss, so its own thresholds where it has some; 0.5 if the loss makes none.
         kwargs: options of `draw_images`: channels, split, stretch, nrows, ncols, figsize, ctxs.

@@ -78,7 +78,8 @@ def fit_thresholds(
             Default: those of `targets`.
         shrink: positives at which a label's own threshold and the common one weigh the same, ≥ 0; 0: no shrinkage,
             `inf`: one threshold for all. Not for `"rate"`.
-        folds, repeats: splits to fit in, of each (folds - 1)/folds of the samples; at least 2, and 1.
+        folds: parts of a split, at least 2; thresholds are fitted on (folds - 1)/folds of the samples.
+        repeats: splits to fit in, at least 1.
         seed: of the splits.
         names: C names for the report's rows; default the column numbers.
 

@@ -64,9 +64,11 @@ def d4_tta(
 
     Args:
         learn: any learner whose first input is an image batch (B,C,H,W).
-        ds_idx, dl: the data, as for `get_preds`.
+        ds_idx: the loader of `learn.dls`, as for `get_preds`.
+        dl: a loader in its place.
         act: activation. Default: that of the loss.
-        cbs, kwargs: as for `get_preds` (`with_decoded`, `with_input`, `reorder` ...). With `with_loss` the losses are
+        cbs: callbacks, as for `get_preds`.
+        **kwargs: as for `get_preds` (`with_decoded`, `with_input`, `reorder` ...). With `with_loss` the losses are
             those of the images as they are.
 
     Returns:

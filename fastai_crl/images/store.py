@@ -219,12 +219,14 @@ else:  # Windows, where processes do not
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of an .npy file of bytes of that shape."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 def load_marks(store: Path, n: int) -> np.ndarray:
+    """Return the marks of the `n` rows of a store."""
     marks = np.load(store / ROWS)
     if marks.dtype != MARK or marks.shape != (n,):
         raise ValueError(f"{len(marks)} rows of {marks.dtype} for {n} ids")
