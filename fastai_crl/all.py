@@ -47,6 +47,7 @@ from fastai_crl.samplers import (
     RepeatFactorSampler,
     ResampleCallback,
     SampledDL,
+    register_sampler,
     with_sampler,
 )
 from fastai_crl.synthetic.make_hpa import make_hpa
@@ -118,6 +119,7 @@ __all__ = [
     "pack",
     "rate_thresholds",
     "read_labels",
+    "register_sampler",
     "set_thresholds",
     "show_predictions",
     "with_sampler",
