@@ -2,9 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-__all__ = ["inner_loader"]
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
+from fastai.losses import BaseLoss
+from fastcore.basics import noop
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["activation_of", "inner_loader", "is_single_label"]
+
+_SOFTMAX = partial(torch.softmax, dim=-1)
+# Losses of torch that say by themselves what the network's outputs are; the others are losses of logits.
+_TAKEN: tuple[tuple[tuple[type, ...], tuple[Any, ...], Callable[[Tensor], Tensor]], ...] = (
+    ((nn.CrossEntropyLoss, nn.NLLLoss), (F.cross_entropy, F.nll_loss), _SOFTMAX),
+    ((nn.BCELoss,), (F.binary_cross_entropy,), noop),
+    ((nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss), (F.mse_loss, F.l1_loss, F.smooth_l1_loss), noop),
+)
+
+
+def activation_of(loss_func: Any, single_label: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function that makes probabilities of the outputs of a network trained with `loss_func`.
+
+    That is the loss's own `activation`; for a loss around another one (`base_loss`), that of the inner one. Losses of
+    torch have none: cross entropy takes a softmax over the last axis and binary cross entropy of probabilities nothing,
+    whatever the task. Any other loss takes a softmax for class indices, a sigmoid for (n, C) targets.
+
+    Args:
+        loss_func: a loss of fastai, torch or this package, or any function of (outputs, targets).
+        single_label: the targets are class indices, see `is_single_label`.
+    """
+    while hasattr(loss_func, "base_loss"):
+        loss_func = loss_func.base_loss
+    if isinstance(loss_func, BaseLoss) and type(loss_func).activation is BaseLoss.activation:
+        loss_func = loss_func.func  # fastai's wrapper around a loss of torch adds no activation to it
+    elif hasattr(loss_func, "activation"):
+        return loss_func.activation
+    for classes, functions, activation in _TAKEN:
+        if isinstance(loss_func, classes) or loss_func in functions:
+            return activation
+    return _SOFTMAX if single_label else torch.sigmoid
+
+
+def is_single_label(source: Any, n_classes: int | None = None) -> bool:
+    """Return whether the task is single-label: one class index per item, not a vector with a value per label.
+
+    Args:
+        source: targets of a batch, (n,), (n, 1) or (n, C), or `DataLoaders`. Of these the transforms of the targets
+            tell, in an export too; where they do not, the targets of one batch.
+        n_classes: outputs of the network. With one output, targets (n,) and (n, 1) are those of one binary label. Where
+            it is not given, whole numbers are class indices, fractions and bools are not.
+    """
+    if isinstance(source, DataLoaders):
+        pipelines = getattr(source, "tls", None)
+        transforms = pipelines[-1].tfms.fs if pipelines else ()
+        if any(isinstance(t, (MultiCategorize, EncodedMultiCategorize, OneHotEncode)) for t in transforms):
+            return False
+        if any(isinstance(t, Categorize) for t in transforms):
+            return n_classes != 1
+        source = next(iter(source[-1] if len(source[-1]) else source[0]))[-1]
+    if tuple(source.shape[1:]) not in ((), (1,)):
+        return False
+    if n_classes is not None:
+        return n_classes > 1
+    return not str(source.dtype).removeprefix("torch.").startswith(("float", "bfloat", "bool"))
 
 
 def inner_loader(loader: Any) -> Any:
