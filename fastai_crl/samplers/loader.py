@@ -83,7 +83,7 @@ class SampledDL(TfmdDL):
 
     def _labels(self) -> sparse.csr_matrix:
         """Return the labels of the items, given or read."""
-        labels = read_labels(self.dataset, seconds=None) if self._targets is None else as_labels(self._targets)
+        labels = read_labels(self.dataset, open_images=True) if self._targets is None else as_labels(self._targets)
         if labels is None:
             raise ValueError(
                 f"A {type(self.dataset).__name__} does not tell its labels without opening its items, or they are "
