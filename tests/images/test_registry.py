@@ -28,7 +28,7 @@ def registered(monkeypatch):
 
 
 def open_folder(folder: Input, n: int) -> Source:
-    files = [Path(folder.path) / f"{k}.npy" for k in range(n)]
+    files = [folder.path / f"{k}.npy" for k in range(n)]
     first = np.load(files[0], mmap_mode="r")
     return Source(n, *first.shape, lambda: np.stack([np.load(f) for f in files]), first.dtype)
 

@@ -60,11 +60,11 @@ def _opened(path: str | Path) -> Input:
     """Open a regular file, or look at a folder; anything else could wait for ever, or never end."""
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
-        return Input(path)
+        return Input(Path(path))
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
     f = open(path, "rb", buffering=0)  # noqa: SIM115  of a long file two short reads are needed
-    return Input(path, f.read(64), f, found.st_size)
+    return Input(Path(path), f.read(64), f, found.st_size)
 
 
 def _source(file: Input, n: int) -> Source:
