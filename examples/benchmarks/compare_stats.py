@@ -9,10 +9,32 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-__all__ = ["ARM", "MEASURES", "against_rivals", "difference", "effects", "gains", "paired", "plot_gains", "tables"]
+__all__ = [
+    "ARM",
+    "MEASURES",
+    "difference",
+    "effects",
+    "gains",
+    "paired",
+    "plot_differences",
+    "plot_gains",
+    "plot_traces",
+    "tables",
+]
 
 ARM = ["regime", "task", "base", "sampler", "crl"]
-MEASURES = {"map": "mAP", "f1": "macro-F1 at 0.5", "f1_tuned": "macro-F1, tuned", "recall_tail": "tail recall at 0.5"}
+MEASURES = {
+    "map": "mAP",
+    "map_tail": "tail mAP",
+    "f1_shift": "macro-F1, shift",
+    "f1_tuned": "macro-F1, thresholds",
+    "f1": "macro-F1 at 0.5",
+    "tail_recall": "tail recall, shift",
+    "probe": "linear probe",
+    "knn": "k-NN",
+}
+PLAIN = ("bce", "ce")
+STYLES = {"none": "-", "ranking": "--", "ranking_adjusted": "-.", "published": (0, (1, 3)), "instance": ":"}
 
 
 def difference(values: Sequence[float]) -> tuple[float, float, float]:
@@ -24,86 +46,142 @@ def difference(values: Sequence[float]) -> tuple[float, float, float]:
 
 def paired(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], measure: str) -> pd.Series:
     """second - first of a measure, by seed: arms given by columns of ARM, over the seeds both have."""
-    a, b = (runs[(runs[list(arm)] == pd.Series(arm)).all(1)].set_index("seed")[measure] for arm in (first, second))
+    a, b = (runs[(runs[list(arm)] == pd.Series(arm)).all(axis=1)].set_index("seed")[measure] for arm in (first, second))
     return (b - a).dropna()
 
 
-def _compare(
-    runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], names: dict[str, str]
-) -> list[dict[str, object]]:
-    """One row per measure of what the second arm is better by, if both have run."""
+def measured(runs: pd.DataFrame) -> list[str]:
+    """Those of `MEASURES` that the rows have."""
+    return [m for m in MEASURES if m in runs and runs[m].notna().any()]
+
+
+def _compare(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str]) -> list[dict[str, object]]:
+    """One row per measure of what the second arm is better by, if both have run; no interval below three seeds."""
     rows = []
-    for measure in MEASURES:
+    for measure in measured(runs):
         values = paired(runs, first, second, measure)
         if len(values):
-            mean, low, high = difference(values)
-            verdict = "better" if low > 0 else "worse" if high < 0 else "level"
-            rows.append({**names, "measure": measure, "mean": mean, "low": low, "high": high, "verdict": verdict})
+            mean, low, high = difference(values) if len(values) > 2 else (values.mean(), np.nan, np.nan)
+            verdict = "better" if low > 0 else "worse" if high < 0 else "level" if len(values) > 2 else "too few"
+            rows.append(
+                {
+                    **second,
+                    "measure": measure,
+                    "n": len(values),
+                    "mean": mean,
+                    "low": low,
+                    "high": high,
+                    "verdict": verdict,
+                }
+            )
     return rows
 
 
-def effects(runs: pd.DataFrame) -> pd.DataFrame:
-    """What CRL adds, one row per arm with CRL and measure: mean, low and high of its difference to the same without.
+def effects(runs: pd.DataFrame, against: str = "none") -> pd.DataFrame:
+    """Every arm against another, one row per measure: mean, low and high of the differences by seed.
 
-    A memory belongs to CRL, so the arm "memory" is compared with the base loss under uniform batches.
+    against: "none", the same loss and sampler without CRL; or "plain", plain cross entropy alone, uniform batches.
     """
     rows = []
-    for arm in runs.loc[runs["crl"] != "none", ARM].drop_duplicates().to_dict("records"):
-        plain = arm | {"crl": "none"} | ({"sampler": "uniform"} if arm["sampler"] == "memory" else {})
-        rows += _compare(runs, plain, arm, arm)
-    return pd.DataFrame(rows)
+    for arm in runs[ARM].drop_duplicates().to_dict("records"):
+        reference = arm | {"crl": "none"}
+        if against == "plain":
+            bases = runs.loc[(runs["task"] == arm["task"]) & runs["base"].isin(PLAIN), "base"]
+            reference |= {"base": next(iter(bases), ""), "sampler": "uniform"}
+        if arm != reference:
+            rows += _compare(runs[runs["task"] == arm["task"]], reference, arm)
+    return pd.DataFrame(rows, columns=[*ARM, "measure", "n", "mean", "low", "high", "verdict"])
 
 
-def against_rivals(runs: pd.DataFrame, crl: str = "CRL") -> pd.DataFrame:
-    """CRL on each task's first loss against every other loss alone (`rival`), uniform batches; as `effects`."""
-    runs, rows = runs[runs["sampler"] == "uniform"], []
-    for (regime, task), group in runs.groupby(["regime", "task"], sort=False):
-        first, *rivals = dict.fromkeys(group["base"])
-        mine = {"regime": regime, "task": task, "base": first, "crl": crl}
-        for rival in rivals:
-            rows += _compare(runs, mine | {"base": rival, "crl": "none"}, mine, mine | {"rival": rival})
-    return pd.DataFrame(rows)
-
-
+# ---- tables ----
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def _differences(found: pd.DataFrame, keys: list[str], header: Sequence[str]) -> str:
+def _cell(found: dict[str, float]) -> str:
+    interval = "" if np.isnan(found["low"]) else f" ({found['low']:+.3f} to {found['high']:+.3f})"
+    mark = "**" if found["verdict"] in ("better", "worse") else ""
+    return f"{mark}{found['mean']:+.3f}{mark}{interval}"
+
+
+def _differences(found: pd.DataFrame, measures: list[str]) -> str:
     """Markdown of differences, one row per arm."""
     rows = []
-    for key, arm in found.groupby(keys, sort=False):
-        cells = arm.set_index("measure").loc[list(MEASURES)].to_dict("records")
-        rows.append([*key, *(f"{c['mean']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})" for c in cells)])
-    return _markdown([*header, *MEASURES.values()], rows)
+    for key, arm in found.groupby(["base", "sampler", "crl"], sort=False):
+        cells = arm.set_index("measure").to_dict("index")
+        rows.append([*key, int(arm["n"].max()), *(_cell(cells[m]) if m in cells else "" for m in measures)])
+    return _markdown(["base loss", "sampler", "added", "pairs", *(MEASURES[m] for m in measures)], rows)
+
+
+def _means(runs: pd.DataFrame, keys: list[str], header: list[str], measures: list[str]) -> str:
+    """Markdown of means over the seeds, one row per arm; the best of each column in bold."""
+    groups = runs.groupby(keys, sort=False)
+    means, n = groups[measures].mean(), groups.size()
+    rows = []
+    for key, values in means.iterrows():
+        cells = [
+            "" if np.isnan(v) else f"**{v:.3f}**" if v == means[m].max() else f"{v:.3f}" for m, v in values.items()
+        ]
+        rows.append([*key, n[key], *cells])
+    return _markdown([*header, "seeds", *(MEASURES[m] for m in measures)], rows)
 
 
 def tables(runs: pd.DataFrame) -> str:
-    """Markdown: of each task the mean of every arm on the test images and what CRL adds; and how often it is better."""
-    found, rivals, parts = effects(runs), against_rivals(runs), []
-    for (regime, task), group in runs.groupby(["regime", "task"], sort=False):
-        means = group.groupby(["base", "sampler", "crl"], sort=False)[list(MEASURES)].mean()
-        n, best, rows = group.groupby(["base", "sampler", "crl"], sort=False).size(), means.max(), []
-        for key, values in means.iterrows():
-            cells = [f"**{v:.3f}**" if v == best[m] else f"{v:.3f}" for m, v in values.items()]
-            rows.append([*key, n[key], *cells])
+    """Tables in Markdown.
+
+    Of each task the mean of every arm on the test images, what CRL adds, what each arm has over plain cross entropy,
+    and one arm at all learning rates; and how often CRL is better.
+    """
+    tested, parts = runs[runs["stage"] == "test"], []
+    added, over_plain = effects(tested), effects(tested, "plain")
+    for (regime, task), group in tested.groupby(["regime", "task"], sort=False):
+        measures = measured(group)
+        rates = group.drop_duplicates("base").set_index("base")["lr"]
         parts.append(f"## {task} ({regime})\n\nMeans over the seeds, on test:\n")
-        parts.append(_markdown(["base loss", "sampler", "CRL", "seeds", *MEASURES.values()], rows))
-        parts.append("What CRL adds to the same loss and sampler, mean difference and 95 % interval:\n")
-        mine = found[(found["regime"] == regime) & (found["task"] == task)]
-        parts.append(_differences(mine, ["base", "sampler", "crl"], ["base loss", "sampler", "CRL"]))
-        if len(rivals) and len(mine := rivals[(rivals["regime"] == regime) & (rivals["task"] == task)]):
-            parts.append(f"CRL on {next(iter(means.index))[0]} against the other losses alone:\n")
-            parts.append(_differences(mine, ["rival", "crl"], ["rival", "CRL"]))
+        parts.append(_means(group, ["base", "sampler", "crl"], ["base loss", "sampler", "added"], measures))
+        parts.append("Learning rates: " + ", ".join(f"{base} {lr}" for base, lr in rates.items()) + ".\n")
+        for found, title in (
+            (added, "What is added to the same loss and sampler"),
+            (over_plain, "Over plain cross entropy"),
+        ):
+            mine = found[(found["regime"] == regime) & (found["task"] == task)]
+            if len(mine):
+                parts.append(f"{title}: mean difference by seed and 95 % interval, bold where that leaves 0 out:\n")
+                parts.append(_differences(mine, measures))
+        parts.append(_at_all_rates(runs[(runs["regime"] == regime) & (runs["task"] == task)], measures))
+    if (added["verdict"] != "too few").any():
+        parts.append(_counted(added[added["verdict"] != "too few"]))
+    return "\n".join(part for part in parts if part)
+
+
+def _at_all_rates(runs: pd.DataFrame, measures: list[str]) -> str:
+    """Markdown of the arm that was run at every learning rate, over the seeds that all of them have."""
+    arms = runs[runs["stage"] == "lr"][["base", "sampler", "crl"]].drop_duplicates()
+    mine = runs[runs["stage"] != "tune"].merge(arms)
+    seeds = [set(group) for _, group in mine.groupby("lr")["seed"]]
+    mine = mine[mine["seed"].isin(set.intersection(*seeds))] if seeds else mine
+    if not len(mine):
+        return ""
+    mine = mine.assign(rate=mine["lr"].astype(float)).sort_values("rate")
+    table = _means(
+        mine, ["base", "sampler", "crl", "rate"], ["base loss", "sampler", "added", "learning rate"], measures
+    )
+    return f"One arm at each learning rate:\n\n{table}"
+
+
+def _counted(found: pd.DataFrame) -> str:
     counted = found.groupby(["crl", "measure", "verdict"]).size().unstack(fill_value=0)
     counted = counted.reindex(columns=["better", "level", "worse"], fill_value=0)
-    rows = [[crl, MEASURES[m], *counted.loc[(crl, m)]] for crl in dict.fromkeys(found["crl"]) for m in MEASURES]
-    parts.append("## All tasks\n\nIn how many arms CRL is better, level or worse than the same without:\n")
-    parts.append(_markdown(["CRL", "measure", "better", "level", "worse"], rows))
-    return "\n".join(parts)
+    keys = [(crl, m) for crl in dict.fromkeys(found["crl"]) for m in MEASURES if (crl, m) in counted.index]
+    rows = [[crl, MEASURES[m], *counted.loc[(crl, m)]] for crl, m in keys]
+    header = _markdown(["added", "measure", "better", "level", "worse"], rows)
+    return (
+        f"## All tasks\n\nIn how many arms what is added is better, level or worse (three seeds or more):\n\n{header}"
+    )
 
 
+# ---- pictures ----
 def gains(runs: pd.DataFrame, task: str, base: str, column: str, crl: str, sampler: str = "uniform") -> pd.DataFrame:
     """Training count and mean gain of `column` (label_ap, label_recall) by label, over seeds, of CRL over none."""
     runs = runs[(runs["task"] == task) & (runs["base"] == base) & (runs["sampler"] == sampler)].set_index("seed")
@@ -116,19 +194,80 @@ def _by_label(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     return runs[column].str.split().apply(lambda values: pd.Series([float(v) for v in values]))
 
 
-def plot_gains(runs: pd.DataFrame, crl: str, out: Path) -> None:
-    """Gain of average precision and recall by label against its training count, one row per task, first base loss."""
+def plot_gains(runs: pd.DataFrame, out: Path, crl: str = "ranking") -> None:
+    """Gain of average precision and recall by label against its training count, one row per task."""
     tasks = list(dict.fromkeys(runs.loc[runs["crl"] == crl, "task"]))
+    if not tasks:
+        return
     fig, axes = plt.subplots(len(tasks), 2, figsize=(10, 2.6 * len(tasks)), squeeze=False, layout="constrained")
     for task, row in zip(tasks, axes, strict=True):
         mine = runs[runs["task"] == task]
-        for ax, (column, name) in zip(row, (("label_ap", "AP"), ("label_recall", "recall at 0.5")), strict=True):
-            for base in dict.fromkeys(mine["base"]):
+        for ax, (column, name) in zip(row, (("label_ap", "AP"), ("label_recall", "recall")), strict=True):
+            for base in dict.fromkeys(mine.loc[mine["crl"] == crl, "base"]):
                 values = gains(mine, task, base, column, crl)
                 ax.plot(values["count"], values["gain"], "o", ms=4, alpha=0.7, label=base)
             ax.axhline(0, color="0.5", lw=0.8)
             ax.set(xscale="log", title=task, xlabel="training images of the label", ylabel=f"gain of {name}")
         row[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    fig.suptitle("What CRL adds to each loss, by label: mean over the seeds, test, uniform batches")
+    fig.suptitle(f"What {crl} adds to each loss, by label: mean over the seeds, test, uniform batches")
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def plot_differences(
+    runs: pd.DataFrame, out: Path, measures: Sequence[str] = ("map", "map_tail", "f1_shift", "probe", "knn")
+) -> None:
+    """Every arm's difference to plain cross entropy with its interval: a row of axes per task, a column per measure."""
+    found = effects(runs, "plain")
+    measures = [m for m in measures if (found["measure"] == m).any()]
+    if not measures:
+        return
+    arms = list(dict.fromkeys(zip(found["base"].replace(dict.fromkeys(PLAIN, "plain")), found["crl"], strict=True)))
+    found = found.assign(
+        arm=[
+            arms.index((b if b not in PLAIN else "plain", c)) for b, c in zip(found["base"], found["crl"], strict=True)
+        ]
+    )
+    tasks = list(dict.fromkeys(found["task"]))
+    size = (2.2 + 2 * len(measures), 0.8 + len(tasks) * (0.5 + 0.18 * len(arms)))
+    fig, axes = plt.subplots(len(tasks), len(measures), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for task, row in zip(tasks, axes, strict=True):
+        for measure, ax in zip(measures, row, strict=True):
+            mine = found[(found["task"] == task) & (found["measure"] == measure)]
+            ax.plot(mine["mean"], mine["arm"], "o", ms=4)
+            ax.hlines(mine["arm"], mine["low"], mine["high"])
+            ax.axvline(0, color="0.5", lw=0.8)
+            ax.set_title(f"{task}: {MEASURES[measure]}", fontsize="small")
+            ax.tick_params(labelsize="x-small")
+    names = [f"{base} + {crl}" if crl != "none" else base for base, crl in arms]
+    axes[0, 0].set_yticks(range(len(arms)), names)
+    axes[0, 0].invert_yaxis()
+    fig.suptitle(
+        "Difference to plain cross entropy, paired by seed, and 95 % interval (three seeds or more)", fontsize="small"
+    )
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def plot_traces(folder: Path, out: Path) -> None:
+    """Distances of the tail's samples in the embedding over training, outside / within, one picture per task."""
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        return
+    named = [(*file.stem.split("-")[:4], pd.read_csv(file)) for file in files]  # task, base, sampler, added
+    tasks = list(dict.fromkeys(task for task, *_ in named))
+    fig, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.4), squeeze=False, layout="constrained")
+    for task, ax in zip(tasks, axes[0], strict=True):
+        for name, base, _, crl, trace in named:
+            if name == task:
+                loss = "plain" if base in PLAIN else base
+                color = {"plain": "C0", "logit_adjusted": "C1"}.get(loss, "C2")
+                label = loss if crl == "none" else f"{loss} + {crl}"
+                distance = trace["outside"] / trace["within"]
+                ax.plot(trace["epoch"], distance, ls=STYLES.get(crl, "-"), color=color, label=label)
+        ax.axhline(1, color="0.7", lw=0.8)
+        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within")
+    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    fig.suptitle("Rare labels in the embedding, on validation: cosine distance to other samples over that to their own")
     fig.savefig(out, dpi=110)
     plt.close(fig)

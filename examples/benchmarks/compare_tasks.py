@@ -5,7 +5,10 @@
 | `cells` | 2 x 2 mosaics of real HPA cells, four channels | 5, several per mosaic |
 | `digits` | MNIST digits strewn over four channels | 10, one to four per field |
 | `cifar` | CIFAR-10, long-tailed 100:1, three channels | 10, one per image |
-| `synthetic` | drawn by `fastai_crl.synthetic.make_hpa.make_hpa`, four channels | 28, one to four per field |
+| `drawn` | drawn by `fastai_crl.synthetic.make_hpa`, four channels | 28, one to four per field |
+
+Frequencies are 100:1, of the drawn cells those of HPA (1171:1, but for the rarest labels, which occur 12 times in the
+3,000 fields that are not for the test).
 
 The test images are the same for all seeds; a seed draws training and validation images from the rest. Cells are split
 by `Montage`, the picture they were cut from, before mosaics are made of them: first test from the rest, then, by seed,
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,9 +34,9 @@ from fastprogress import progress_bar
 from PIL import Image
 
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS
-from fastai_crl.synthetic.make_hpa import make_hpa
+from fastai_crl.synthetic import make_hpa
 
-__all__ = ["TASKS", "Bank", "Split", "load", "split"]
+__all__ = ["TASKS", "Bank", "Split", "Task", "load", "split"]
 
 MEAN, STD = 0.498, 0.502  # of the pretrained network's inputs
 COMPONENTS = 128
@@ -111,6 +115,8 @@ def _digits(data: Path, cache: Path, size: int, n: int = 3000, n_test: int = 200
                 top, left = rng.integers(0, 64 - 28 + 1, 2)
                 x[i, channel, top : top + 28, left : left + 28] = images[rng.choice(of_class[c])]
                 y[i, c] = 1
+    if size < 64:
+        x = x.reshape(len(x), 4, size, 64 // size, size, 64 // size).mean((3, 5)).astype(np.uint8)
     return Bank("digits", x, y, np.arange(n + n_test) >= n)
 
 
@@ -123,29 +129,48 @@ def _cifar(data: Path, cache: Path, size: int) -> Bank:
     return Bank("cifar", x, y, np.arange(len(y)) >= len(parts[0][1]))
 
 
-def _synthetic(data: Path, cache: Path, size: int, n: int = 3000, n_test: int = 1500) -> Bank:
-    """Frequencies of HPA, raised to the power that leaves 100:1."""
-    weights = np.array(HPA_COUNTS, float) ** (np.log(100) / np.log(max(HPA_COUNTS) / min(HPA_COUNTS)))
-    path = make_hpa(
-        cache / "synthetic_hpa", n, 96, imbalance=weights.tolist(), n_test=n_test, min_count=12, progress=False
-    )
+def _drawn(data: Path, cache: Path, size: int, n: int = 3000, n_test: int = 1500) -> Bank:
+    path = make_hpa(cache / "drawn_hpa", n, 96, n_test=n_test, min_count=12, progress=False)
     parts = []
-    for part, name, column in (("train", "train.csv", "Target"), ("test", "test_labels.csv", "Target")):
+    for part, name in (("train", "train.csv"), ("test", "test_labels.csv")):
         table = pd.read_csv(path / name, dtype=str)
-        parts.append((part, table["Id"], table[column]))
+        parts.append((part, table["Id"], table["Target"]))
     x = np.stack([_field(path / part, i, size) for part, ids, _ in parts for i in ids])
     y = np.zeros((len(x), len(HPA_COUNTS)), np.float32)
     for i, target in enumerate(t for *_, targets in parts for t in targets):
         y[i, list(map(int, target.split()))] = 1
-    return Bank("synthetic", x, y, np.arange(len(x)) >= n)
+    return Bank("drawn", x, y, np.arange(len(x)) >= n)
 
 
-# name: what makes its images, the data it needs, side in pixels for features and for training end to end, grey channels
-TASKS: dict[str, tuple[Callable[..., Bank], str | None, int, int, tuple[int, ...]]] = {
-    "cells": (_cells, "hpa_cells/train.csv", 128, 32, (1, 3)),
-    "digits": (_digits, "mnist/train.npz", 96, 64, (3,)),
-    "cifar": (_cifar, "cifar10_lt/train_imb100.npz", 96, 32, ()),
-    "synthetic": (_synthetic, None, 96, 64, (3,)),
+class Task(NamedTuple):
+    """What makes a task's images, and how it is trained.
+
+    Attributes:
+        make: from the folder of real data, that of the cache and a side in pixels, all images.
+        needs: the file of the real data that it is made of.
+        size: side in pixels for features.
+        small: side in pixels for training end to end (of one cell: its mosaic has twice that).
+        grey: channels that go through the frozen network on their own.
+        flips: "h" and "v", the flips that leave the labels as they are.
+        bs: size of a batch.
+        epochs: by regime.
+    """
+
+    make: Callable[[Path, Path, int], Bank]
+    needs: str | None
+    size: int
+    small: int
+    grey: tuple[int, ...]
+    flips: str
+    bs: int
+    epochs: dict[str, int]
+
+
+TASKS = {
+    "cells": Task(_cells, "hpa_cells/train.csv", 128, 32, (1, 3), "hv", 64, {"pixels": 30, "features": 10}),
+    "digits": Task(_digits, "mnist/train.npz", 96, 32, (3,), "", 64, {"pixels": 25, "features": 10}),
+    "cifar": Task(_cifar, "cifar10_lt/train_imb100.npz", 96, 32, (), "h", 128, {"pixels": 12, "features": 4}),
+    "drawn": Task(_drawn, None, 96, 64, (3,), "hv", 64, {"pixels": 25, "features": 10}),
 }
 
 
@@ -184,15 +209,15 @@ def load(name: str, data: Path, cache: Path, pixels: bool = False) -> Bank:
     Raises:
         FileNotFoundError: `data` lacks what the task needs; the message says what.
     """
-    make, needs, size, small, grey = TASKS[name]
-    if needs is not None and not (data / needs).exists():
-        raise FileNotFoundError(f"{needs} is not in the data folder")
+    task = TASKS[name]
+    if task.needs is not None and not (data / task.needs).exists():
+        raise FileNotFoundError(f"{task.needs} is not in the data folder")
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{name}_{'pixels' if pixels else 'features'}.npz"
     if not file.exists():
-        bank = make(data, cache, small if pixels else size)
+        bank = task.make(data, cache, task.small if pixels else task.size)
         if not pixels:
-            bank.x = _components(_features(bank.x, size, grey), ~bank.test, COMPONENTS)
+            bank.x = _components(_features(bank.x, task.size, task.grey), ~bank.test, COMPONENTS)
         np.savez(file, x=bank.x, y=bank.y, test=bank.test, **({} if bank.group is None else {"group": bank.group}))
     with np.load(file) as kept:
         return Bank(name, kept["x"], kept["y"], kept["test"], kept.get("group"))

@@ -1,50 +1,88 @@
-"""One run of `compare.py`: a small network, a loss, perhaps CRL, a sampler, a seed; and what it is worth.
+"""One run of `compare.py`: a small network, a loss, perhaps CRL, a sampler and a seed.
 
 A plain loop, with the arithmetic of fastai's `fit_one_cycle` under `CRLCallback`: AdamW, one cycle of the learning
 rate, L = α·L_crl + (1 - α)·L_base with the callback's ramp of α. For networks this small it takes a fraction of a
 `Learner`'s time; that the losses agree is tested.
+
+Every network is an `nn.Sequential` whose last layer is linear: what goes into that layer is the embedding.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from compare_tasks import Split
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from fastai_crl.callback import ramp
-from fastai_crl.evaluate.metrics import class_balanced_accuracy, decide, macro_f1, mean_ap
-from fastai_crl.evaluate.thresholds import fit_thresholds
-from fastai_crl.losses.baselines import make_loss
-from fastai_crl.losses.crl_loss import CRL, imbalance, rectify
+from fastai_crl.losses import CRL, imbalance, make_loss
+from fastai_crl.losses.crl_loss import rectify
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
-__all__ = ["Config", "evaluate", "predict", "train", "tune"]
+__all__ = ["TERMS", "Config", "Outputs", "Term", "outputs", "train"]
 
-GROUPS = ("head", "medium", "tail")  # thirds of the labels by training count
+
+@dataclass(frozen=True)
+class Term:
+    """What is added to a base loss.
+
+    Attributes:
+        crl: arguments of `CRL`.
+        adjusted: whether it works on the logits that the base loss adjusts, rather than on those of the network.
+        active: the part of training in which it is added, from and to, of 0 to 1.
+    """
+
+    crl: dict[str, Any] = field(default_factory=dict)
+    adjusted: bool = False
+    active: tuple[float, float] = (0.0, 1.0)
+
+
+TERMS: dict[str, Term | None] = {
+    "none": None,
+    "ranking": Term({"criterion": "ranking"}),
+    "ranking_adjusted": Term({"criterion": "ranking"}, adjusted=True),
+    "published": Term({"criterion": "relative"}),
+    "instance": Term({"criterion": "relative", "level": "instance"}),
+    # Not among the arms that run by default:
+    "memory": Term({"criterion": "relative", "memory": 16}),
+    "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5)),
+    "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0)),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained. alpha=0: the base loss alone. crl: options of `CRL`. epochs: of uniform batches; the samplers,
-    whose own epochs are longer, get the same number of steps."""
+    """What is trained.
+
+    Attributes:
+        base: name of the base loss, of `make_loss`.
+        term: what is added to it, a name of `TERMS`; its weight α is Ω of the training counts.
+        sampler: "uniform", "class_aware" or "repeat_factor".
+        lr: the highest learning rate of the cycle.
+        epochs: of uniform batches; the samplers, whose own epochs are longer, get the same number of steps.
+        bs: size of a batch.
+        flips: "h" and "v", the flips that images are augmented by. Pixels are shifted, too.
+        width: channels of the first stage of the residual network.
+        bf16: whether the network computes in bfloat16 (the losses do not).
+    """
 
     base: str = "bce"
-    alpha: float | str = 0.0
-    crl: dict[str, Any] = field(default_factory=dict)
+    term: str = "none"
     sampler: str = "uniform"
     lr: float = 1e-2
     epochs: int = 10
     bs: int = 64
+    flips: str = ""
+    width: int = 16
+    bf16: bool = False
 
 
-def head(n_features: int, n_classes: int, hidden: int = 128) -> nn.Module:
+# ---- networks ----
+def head(n_features: int, n_classes: int, hidden: int = 128) -> nn.Sequential:
     """One hidden layer, for features."""
     return nn.Sequential(
         nn.Linear(n_features, hidden, bias=False),
@@ -55,23 +93,48 @@ def head(n_features: int, n_classes: int, hidden: int = 128) -> nn.Module:
     )
 
 
-class SmallNet(nn.Sequential):
-    """Four strided convolutions and a linear layer, for uint8 pixels."""
-
-    def __init__(self, channels: int, n_classes: int):
-        widths = (channels, 32, 64, 128, 128)
-        blocks = [
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in itertools.pairwise(widths)
-        ]
-        super().__init__(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, n_classes))
+class Scale(nn.Module):
+    """Pixels 0 to 255 to -1 to 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float() / 127.5 - 1)
+        return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
+def _conv(n_in: int, n_out: int, size: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, size // 2, bias=False), nn.BatchNorm2d(n_out))
+
+
+class Block(nn.Module):
+    """Two convolutions and a short cut."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.convs = nn.Sequential(_conv(n_in, n_out, 3, stride), nn.ReLU(), _conv(n_out, n_out, 3))
+        self.short = nn.Identity() if n_in == n_out and stride == 1 else _conv(n_in, n_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.convs(x) + self.short(x)).relu()
+
+
+def resnet8(channels: int, side: int, n_classes: int, width: int) -> nn.Sequential:
+    """ResNet-8 (He et al., arXiv:1512.03385, section 4.2, n = 1), whose stem halves images of more than 32 pixels."""
+    net = nn.Sequential(
+        Scale(),
+        _conv(channels, width, 3, 1 if side <= 32 else 2),
+        nn.ReLU(),
+        Block(width, width, 1),
+        Block(width, 2 * width, 2),
+        Block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, n_classes),
+    )
+    return net.to(memory_format=torch.channels_last)
+
+
+# ---- batches ----
 def batches(sampler: str, y: Tensor, bs: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of indices without end, one epoch of the sampler after another, without its incomplete batch."""
+    """Yield batches of indices without end, epoch after epoch of the sampler; incomplete ones are left out."""
     rng = np.random.default_rng(seed)
     made = {
         "uniform": lambda: None,
@@ -86,65 +149,79 @@ def batches(sampler: str, y: Tensor, bs: int, seed: int) -> Iterator[np.ndarray]
         epoch += 1
 
 
-def train(data: Split, config: Config, seed: int) -> nn.Module:
-    """The trained network, in `eval()` mode."""
+def augment(x: Tensor, flips: str, rng: np.random.Generator) -> Tensor:
+    """Shift images (n, channels, H, W) by up to an eighth of their side, black where nothing is, and flip them."""
+    n, _, height, width = x.shape
+    pad = height // 8
+    windows = nn.functional.pad(x, [pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.from_numpy(rng.integers(0, 2 * pad + 1, (2, n)))
+    x = windows[torch.arange(n), :, top, left]
+    for flip, axis in (("h", 3), ("v", 2)):
+        if flip in flips:
+            chosen = torch.from_numpy(rng.random(n) < 0.5)
+            x[chosen] = x[chosen].flip(axis)
+    return x
+
+
+# ---- training ----
+def train(
+    data: Split, config: Config, seed: int, after_epoch: Callable[[int, nn.Sequential], None] | None = None
+) -> nn.Sequential:
+    """Return the trained network, in `eval()` mode.
+
+    Args:
+        data: training images and targets.
+        config: what to train.
+        seed: of the first weights, of batches and of augmentation.
+        after_epoch: called with the number of epochs done and the network, in `eval()` mode.
+    """
     torch.manual_seed(seed)
-    x, y, counts = data.x["train"], data.y["train"], data.counts()
-    model = head(x.shape[1], len(counts)) if x.ndim == 2 else SmallNet(x.shape[1], len(counts))
+    x, y, counts, pixels = data.x["train"], data.y["train"], data.counts(), data.x["train"].ndim == 4
+    model = resnet8(x.shape[1], x.shape[2], len(counts), config.width) if pixels else head(x.shape[1], len(counts))
     base = make_loss(config.base, counts, len(y), single_label=y.ndim == 1)
-    term = CRL(**config.crl)
-    alpha = imbalance(counts) if config.alpha == "auto" else config.alpha
-    steps = len(y) // config.bs * config.epochs
+    added = TERMS[config.term]
+    term = added and CRL(**added.crl, shift=getattr(base, "shift", None) if added.adjusted else None)
+    omega, per_epoch, rng = imbalance(counts), len(y) // config.bs, np.random.default_rng([seed, 2])
+    steps = per_epoch * config.epochs
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=0.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.25, final_div_factor=1e5)
     model.train()
     for step, rows in zip(range(steps), batches(config.sampler, y, config.bs, seed), strict=False):
         rows = torch.from_numpy(rows)
-        logits, targets = model(x[rows]), y[rows]
+        inputs, targets = augment(x[rows], config.flips, rng) if pixels else x[rows], y[rows]
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            features = model[:-1](inputs)
+        logits = model[-1](features.float())
         loss = base(logits, targets)
-        if share := alpha * ramp(step / steps):
-            loss = rectify(loss, *term.loss_and_counts(logits, targets), share)
+        if added and (share := omega * _ramp(step / steps, *added.active)):
+            loss = rectify(loss, *term.loss_and_counts(logits, targets, features.float()), share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         cycle.step()
+        if after_epoch and (step + 1) % per_epoch == 0:
+            after_epoch((step + 1) // per_epoch, model.eval())
+            model.train()
     return model.eval()
 
 
+def _ramp(done: float, start: float, stop: float) -> float:
+    return ramp(done - start) if start <= done < stop else 0.0
+
+
+class Outputs(NamedTuple):
+    """Logits (n, C) and embeddings (n, d) of images."""
+
+    logits: np.ndarray
+    embedding: np.ndarray
+
+
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, single_label: bool) -> np.ndarray:
-    """Probabilities, (n, C)."""
-    logits = torch.cat([model(part) for part in x.split(512)])
-    return (logits.softmax(1) if single_label else logits.sigmoid()).numpy()
-
-
-def evaluate(probs: np.ndarray, y: Tensor, counts: Tensor, thresholds: np.ndarray | None = None) -> dict[str, Any]:
-    """Measures of probabilities (n, C), and by label its training count, average precision and recall.
-
-    F1, recall and balanced accuracy are at 0.5 (single-label: of the likeliest class); `f1_tuned` at `thresholds`.
-    """
-    y, counts = y.numpy(), counts.numpy().astype(int)
-    chosen = decide(probs) if y.ndim == 2 else np.eye(len(counts), dtype=bool)[probs.argmax(1)]
-    true = y > 0.5 if y.ndim == 2 else np.eye(len(counts), dtype=bool)[y]
-    positives = np.maximum(true.sum(0), 1)
-    recall = np.where(true.any(0), (true & chosen).sum(0) / positives, np.nan)
-    ap = [average_precision_score(t, p) if t.any() else np.nan for t, p in zip(true.T, probs.T, strict=True)]
-    groups = dict(zip(GROUPS, np.array_split(np.argsort(-counts, kind="stable"), 3), strict=True))
-    values = {
-        "map": mean_ap(probs, y),
-        **{f"map_{name}": np.nanmean(np.array(ap)[labels]) for name, labels in groups.items()},
-        "f1": macro_f1(probs, y),
-        "f1_tuned": macro_f1(probs, y, 0.5 if thresholds is None else thresholds),
-        "recall_tail": np.nanmean(recall[groups["tail"]]),
-        "balanced": class_balanced_accuracy(probs, y),
-        "accuracy": (true == chosen).all(1).mean(),
-    }
-    by_label = {"label_count": counts, "label_ap": ap, "label_recall": recall}
-    return {k: round(float(v), 5) for k, v in values.items()} | {
-        k: " ".join(f"{v:.4g}" for v in column) for k, column in by_label.items()
-    }
-
-
-def tune(probs: np.ndarray, y: Tensor) -> np.ndarray | None:
-    """Thresholds of the highest F1 on validation; None for single-label."""
-    return fit_thresholds(probs, y.numpy(), repeats=1).thresholds if y.ndim == 2 else None
+def outputs(model: nn.Sequential, x: Tensor, bf16: bool = False) -> Outputs:
+    """What a network makes of images."""
+    parts = []
+    for part in x.split(256):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            parts.append(model[:-1](part))
+    embedding = torch.cat(parts).float()
+    return Outputs(model[-1](embedding).numpy(), embedding.numpy())

@@ -1,9 +1,11 @@
-"""The comparison of losses in examples/benchmarks: its arithmetic, its splits, and a tiny run of the whole."""
+"""The comparison of losses in examples/benchmarks: its arithmetic, its splits, and tiny runs of the whole."""
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,17 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
+from sklearn.linear_model import LogisticRegression
 
 from fastai_crl.callback import CRLCallback
-from fastai_crl.losses.crl_loss import CRL
+from fastai_crl.evaluate.metrics import mean_ap
+from fastai_crl.losses import imbalance, make_loss
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import compare  # noqa: E402
+import compare_measures  # noqa: E402
 import compare_stats  # noqa: E402
 import compare_tasks  # noqa: E402
 import compare_train  # noqa: E402
@@ -111,26 +116,24 @@ class Recorded:
 
 def test_the_plain_loop_trains_as_a_learner_with_the_callback_does(monkeypatch):
     data = compare_tasks.split(toy_bank(), 0)
-    options = {"criterion": "ranking", "average": "label"}
-    config = compare_train.Config(alpha=0.4, crl=options, lr=1e-2, epochs=2, bs=16)
+    config = compare_train.Config(term="ranking", lr=1e-2, epochs=2, bs=16)
     # Without dropout and with plain gradient descent at a fixed rate, both are the same sum of gradients.
-    monkeypatch.setattr(compare_train, "head", lambda d, c: torch.nn.Linear(d, c))
+    monkeypatch.setattr(compare_train, "head", lambda d, c: torch.nn.Sequential(torch.nn.Linear(d, c)))
     monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, weight_decay: torch.optim.SGD(p, lr))
     monkeypatch.setattr(
         torch.optim.lr_scheduler, "OneCycleLR", lambda o, *args, **kwargs: torch.optim.lr_scheduler.ConstantLR(o, 1.0)
     )
-    plain = compare_train.train(data, config, seed=5)
+    plain = compare_train.train(data, config, seed=5)[-1]
     torch.manual_seed(5)
     model, steps = torch.nn.Linear(16, 6), len(data.y["train"]) // 16
     order = compare_train.batches("uniform", data.y["train"], 16, 5)
     dls = DataLoaders(Recorded(data, order, steps), Recorded(data, order, 0))
-    learn = Learner(
-        dls, model, BCEWithLogitsLossFlat(), opt_func=lambda p, lr: _sgd(p, lr), cbs=CRLCallback(0.4, **options)
-    )
+    callback = CRLCallback(imbalance(data.counts()), criterion="ranking")
+    learn = Learner(dls, model, BCEWithLogitsLossFlat(), opt_func=lambda p, lr: _sgd(p, lr), cbs=callback)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 1e-2)
     torch.testing.assert_close(plain.weight, model.weight, atol=1e-6, rtol=1e-5)
-    alone = compare_train.train(data, compare_train.Config(lr=1e-2, epochs=2, bs=16), seed=5)
+    alone = compare_train.train(data, compare_train.Config(lr=1e-2, epochs=2, bs=16), seed=5)[-1]
     assert (alone.weight - plain.weight).abs().max() > 1e-3  # the term does train
 
 
@@ -140,24 +143,77 @@ def _sgd(params, lr):
     return SGD(params, lr)
 
 
-def test_every_sampler_and_term_trains_and_tells_the_labels():
+@pytest.mark.parametrize("single_label", [False, True])
+def test_every_arm_trains_and_tells_the_labels(single_label):
+    data = compare_tasks.split(toy_bank(single_label=single_label), 0)
+    bases = compare.SINGLE if single_label else compare.MULTI
+    for base in bases.split(","):
+        for term in compare_train.TERMS:
+            config = compare_train.Config(base, term, epochs=4, bs=32)
+            values = compare.run(data, config, 0, "test")
+            assert values["map"] > 0.6 and values["probe"] > 0.6 and values["knn"] > 0.6, (base, term, values)
+            missing = set(compare.VALUES) - {k for k in compare.VALUES if np.isfinite(values.get(k, np.nan))}
+            assert missing == ({"f1_tuned"} if single_label else set()), (base, term)
+
+
+def test_samplers_train():
     data = compare_tasks.split(toy_bank(), 0)
-    for sampler in ("uniform", "class_aware", "repeat_factor"):
-        for alpha, options in compare.TERMS.values():
-            CRL(**options)
-            config = compare_train.Config(alpha=alpha, crl=options, sampler=sampler, epochs=4, bs=32)
-            values = compare.run(data, config, 0, final=True)
-            assert values["map"] > 0.6, (sampler, options, values)
+    for sampler in compare.SAMPLERS:
+        config = compare_train.Config(term="ranking", sampler=sampler, epochs=4, bs=32)
+        assert compare.run(data, config, 0, "test")["map"] > 0.6, sampler
 
 
-def test_pixels_train_too():
+def test_adjusted_logits_are_what_the_term_sees(monkeypatch):
+    data, made, make = compare_tasks.split(toy_bank(), 0), [], compare_train.CRL
+    monkeypatch.setattr(compare_train, "CRL", lambda **options: made.append(options) or make(**options))
+    for term in ("ranking", "ranking_adjusted"):
+        compare_train.train(data, compare_train.Config("logit_adjusted", term, epochs=1, bs=64), 0)
+    shift = make_loss("logit_adjusted", data.counts(), len(data.y["train"])).shift
+    assert made[0]["shift"] is None and torch.equal(made[1]["shift"], shift)
+
+
+def test_terms_start_and_stop():
+    shares = {name: compare_train.TERMS[name].active for name in ("ranking", "ranking_early", "ranking_late")}
+    found = {k: [compare_train._ramp(done, *v) for done in (0.0, 0.4, 0.5, 0.9)] for k, v in shares.items()}
+    assert found["ranking"] == [0, 1, 1, 1] and found["ranking_early"] == [0, 1, 0, 0]
+    assert found["ranking_late"] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_pixels_train_too(tmp_path, bf16):
     rng = np.random.default_rng(0)
     y = (rng.random((160, 3)) < 0.4).astype(np.float32)
     x = rng.integers(0, 60, (160, 3, 32, 32), dtype=np.uint8) + (150 * y[:, :, None, None]).astype(np.uint8)
     data = compare_tasks.split(compare_tasks.Bank("toy", x, y, np.arange(160) >= 120), 0)
-    alpha, options = compare.TERMS["CRL"]
-    config = compare_train.Config(alpha=alpha, crl=options, epochs=8, bs=16)
-    assert compare.run(data, config, 0, final=True)["map"] > 0.9
+    config = compare_train.Config(term="ranking", epochs=8, bs=16, width=8, flips="hv", bf16=bf16)
+    assert compare.run(data, config, 0, "test", tmp_path, "toy-bce-uniform-ranking")["map"] > 0.9
+    with np.load(tmp_path / "outputs" / "toy-bce-uniform-ranking.npz") as kept:
+        assert kept["test_logits"].shape == (40, 3) and kept["train_embedding"].shape == (90, 32)
+        last = compare_measures.geometry(
+            kept["valid_embedding"].astype(float), data.y["valid"].numpy(), data.counts().numpy()
+        )
+    trace = pd.read_csv(tmp_path / "traces" / "toy-bce-uniform-ranking.csv")
+    assert trace["epoch"].tolist() == list(range(1, 9))
+    assert trace.iloc[-1][["within", "outside"]].to_dict() == pytest.approx(last, abs=2e-3)
+    assert last["outside"] > 1.5 * last["within"]  # the label's images have come together
+
+
+def test_images_are_shifted_and_flipped_whole():
+    x = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(64, 1, 1, 1)
+    plain, seen = x[0, 0], set()
+    for image in compare_train.augment(x, "hv", np.random.default_rng(0))[:, 0]:
+        options = {}
+        for flips in ((), (1,), (0,), (0, 1)):
+            for top in (-1, 0, 1):
+                for left in (-1, 0, 1):
+                    moved = torch.zeros(10, 10, dtype=torch.uint8)
+                    moved[1:9, 1:9] = plain
+                    moved = moved[1 + top : 9 + top, 1 + left : 9 + left]
+                    options[(flips, top, left)] = moved.flip(flips) if flips else moved
+        found = [k for k, v in options.items() if torch.equal(v, image)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {flips for flips, *_ in seen} == {(), (0,), (1,), (0, 1)} and len({k[1:] for k in seen}) == 9
 
 
 def test_samplers_are_given_the_same_number_of_steps():
@@ -168,28 +224,106 @@ def test_samplers_are_given_the_same_number_of_steps():
 
 
 # ---- measures and tables ----
-def test_measures_of_a_worked_example():
-    y = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]])
-    probs = np.array([[0.9, 0.6, 0.1], [0.8, 0.2, 0.1], [0.4, 0.7, 0.2], [0.1, 0.1, 0.3]])
-    values = compare_train.evaluate(probs, y, torch.tensor([30.0, 10.0, 2.0]), np.array([0.3, 0.65, 0.25]))
-    assert values["map"] == 1 and values["f1_tuned"] == 1
-    assert values["f1"] == pytest.approx((0.8 + 2 / 3 + 0) / 3, abs=1e-5)
-    assert values["recall_tail"] == 0 and values["label_count"] == "30 10 2"
-    assert values["label_recall"] == "0.6667 1 0"
+def plain_ap(scores: np.ndarray, true: np.ndarray) -> float:
+    """Mean, over the positives, of the precision at their rank."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    hits, precisions = 0, []
+    for rank, i in enumerate(order, 1):
+        if true[i]:
+            hits += 1
+            precisions.append(hits / rank)
+    return sum(precisions) / len(precisions)
 
 
-def test_single_label_measures_go_by_the_likeliest_class():
-    probs = np.array([[0.4, 0.3, 0.3], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.1, 0.2, 0.7]])
-    values = compare_train.evaluate(probs, torch.tensor([0, 1, 1, 2]), torch.tensor([9.0, 5.0, 1.0]))
-    assert values["accuracy"] == 0.75 and values["balanced"] == pytest.approx(2.5 / 3, abs=1e-5)
-    assert values["recall_tail"] == 1 and values["f1"] == values["f1_tuned"]
+def plain_f1(chosen: np.ndarray, true: np.ndarray) -> float:
+    scores = []
+    for c in range(true.shape[1]):
+        tp = sum(bool(a and b) for a, b in zip(chosen[:, c], true[:, c], strict=True))
+        wrong = sum(bool(a) != bool(b) for a, b in zip(chosen[:, c], true[:, c], strict=True))
+        scores.append(2 * tp / (2 * tp + wrong))
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_columns_are_what_plain_computation_gives(single_label):
+    data = compare_tasks.split(toy_bank(single_label=single_label), 0)
+    y, counts, n = {k: v.numpy() for k, v in data.y.items()}, data.counts().numpy(), len(data.y["train"])
+    has = {k: np.eye(6)[v] if single_label else v for k, v in y.items()}
+    rng = np.random.default_rng(1)
+    common = np.log(counts / n) if single_label else np.log(counts / (n - counts))
+    found = {
+        k: compare_train.Outputs(3 * v - 1.5 - 0.8 * common + rng.normal(0, 1.5, v.shape), data.x[k].numpy())
+        for k, v in has.items()
+    }
+    values = compare_measures.evaluate(found, y, counts)
+
+    def decided(logits: np.ndarray) -> np.ndarray:
+        return np.eye(6)[logits.argmax(1)] > 0 if single_label else logits > 0
+
+    logits, true = found["test"].logits, has["test"] > 0.5
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) if single_label else logits
+    aps = [plain_ap(scores[:, c], true[:, c]) for c in range(6)]
+    assert values["map"] == pytest.approx(np.mean(aps)) and values["map_tail"] == pytest.approx(np.mean(aps[4:]))
+    assert counts.argsort().tolist()[:2] in ([4, 5], [5, 4])
+    assert values["f1"] == pytest.approx(plain_f1(decided(logits), true))
+    on_valid = [
+        (plain_f1(decided(found["valid"].logits + s * common), has["valid"] > 0.5), -abs(s), s)
+        for s in np.linspace(-2, 2, 81)
+    ]
+    best, _, shift = max((round(f1, 9), a, s) for f1, a, s in on_valid)
+    assert values["shift"] == pytest.approx(shift) and values["valid_f1_shift"] == pytest.approx(best)
+    assert shift > 0.3  # the logits were made as if labels were nearly as common as each other
+    chosen = decided(logits + shift * common)
+    assert values["f1_shift"] == pytest.approx(plain_f1(chosen, true)) and values["f1_shift"] != values["f1"]
+    recalls = [(chosen[:, c] & true[:, c]).sum() / true[:, c].sum() for c in (4, 5)]
+    assert values["tail_recall"] == pytest.approx(np.mean(recalls))
+    if not single_label:
+        assert values["f1_tuned"] > values["f1"]
+
+
+def test_the_probe_is_one_balanced_classifier_for_each_label():
+    data = compare_tasks.split(toy_bank(), 0)
+    (train_x, test_x), (train_y, test_y) = ([v[k].numpy() for k in ("train", "test")] for v in (data.x, data.y))
+    mean, std = train_x.mean(0), train_x.std(0)
+    aps = []
+    for c in range(6):
+        model = LogisticRegression(class_weight="balanced", max_iter=300).fit((train_x - mean) / std, train_y[:, c])
+        aps.append(plain_ap(model.decision_function((test_x - mean) / std), test_y[:, c]))
+    assert compare_measures.probe(train_x, train_y, test_x, test_y) == pytest.approx(np.mean(aps), abs=2e-3)
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_neighbours_weigh_as_much_as_they_are_similar(single_label):
+    data = compare_tasks.split(toy_bank(single_label=single_label), 0)
+    (train_x, test_x), (train_y, test_y) = ([v[k].numpy() for k in ("train", "test")] for v in (data.x, data.y))
+    has = np.eye(6)[train_y] if single_label else train_y
+    scores = np.zeros((len(test_x), 6))
+    for i, x in enumerate(test_x):
+        cosine = [float(x @ t / np.linalg.norm(x) / np.linalg.norm(t)) for t in train_x]
+        for j in sorted(range(len(train_x)), key=lambda j: -cosine[j])[:10]:
+            scores[i] += max(cosine[j], 0) * has[j]
+        scores[i] /= sum(max(c, 0) for c in sorted(cosine)[-10:])
+    if single_label:
+        expected = np.mean([(scores[test_y == c].argmax(1) == c).mean() for c in np.unique(test_y)])
+    else:
+        expected = mean_ap(scores.round(6), test_y)
+    assert compare_measures.knn(train_x, train_y, test_x, test_y) == pytest.approx(expected, abs=1e-3)
+
+
+def test_geometry_of_a_worked_example():
+    embedding = np.array([[1.0, 0], [0, 2], [3, 0], [-1, 0]])
+    y = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [0, 0, 1]])
+    found = compare_measures.geometry(embedding, y, np.array([30, 20, 2]))  # the third label is the tail
+    assert found["within"] == pytest.approx(2) and found["outside"] == pytest.approx((0 + 1 + 2 + 1) / 4)
+    y[3, 2] = 0  # one sample alone has no distance to its own
+    assert np.isnan(compare_measures.geometry(embedding, y, np.array([30, 20, 2]))["within"])
 
 
 def runs_of(gain: float) -> pd.DataFrame:
     """Six seeds of an arm without CRL, and with it better by about `gain`."""
     rows = []
     for seed in range(6):
-        for crl, extra in (("none", 0.0), ("CRL", gain + 0.001 * seed)):
+        for crl, extra in (("none", 0.0), ("ranking", gain + 0.001 * seed)):
             values = dict.fromkeys(compare_stats.MEASURES, 0.3 + 0.02 * seed + extra)
             labels = {"label_count": "100 5", "label_ap": f"0.5 {0.2 + extra}", "label_recall": f"0.5 {0.1 + extra}"}
             key = dict(zip(compare_stats.ARM, ("features", "toy", "bce", "uniform", crl), strict=True))
@@ -199,80 +333,133 @@ def runs_of(gain: float) -> pd.DataFrame:
 
 def test_differences_are_paired_by_seed():
     found = compare_stats.effects(runs_of(0.05))
-    assert found["mean"].tolist() == pytest.approx([0.0525] * 4) and set(found["verdict"]) == {"better"}
+    assert found["mean"].tolist() == pytest.approx([0.0525] * len(compare_stats.MEASURES)) and set(
+        found["verdict"]
+    ) == {"better"}
     assert (found["low"] > 0.0499).all() and (found["high"] < 0.0551).all()  # seeds differ by .1, pairs by .005
     assert set(compare_stats.effects(runs_of(-0.05))["verdict"]) == {"worse"}
     assert set(compare_stats.effects(runs_of(-0.0025))["verdict"]) == {"level"}
 
 
 def test_gains_by_label():
-    found = compare_stats.gains(runs_of(0.05), "toy", "bce", "label_ap", "CRL")
+    found = compare_stats.gains(runs_of(0.05), "toy", "bce", "label_ap", "ranking")
     assert found["count"].tolist() == [100, 5] and found["gain"].tolist() == pytest.approx([0, 0.0525])
 
 
-# ---- the whole ----
-def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
-    bank, calls = toy_bank(), []
+# ---- which runs, in which order ----
+def planned(**changes) -> list[compare.Job]:
+    losses = {single: text.split(",") for single, text in ((False, compare.MULTI), (True, compare.SINGLE))}
+    options = {"terms": compare.DEFAULT_TERMS.split(","), "samplers": ["uniform"], "lrs": [1.0, 2.0, 3.0]}
+    return compare.plan({"a": False, "b": True}, losses, **(options | {"seeds": 5, "fewer": 3} | changes))
 
-    def once(data, config, seed, final):
-        calls.append((config.lr, seed, final))
-        return {"map": config.lr, "f1": 0.0}
+
+def test_main_arms_have_five_seeds_and_the_others_three():
+    found = pd.DataFrame(planned())
+    tested = found[(found["stage"] == "test") & (found["task"] == "a")].groupby(["base", "crl"]).size().to_dict()
+    five = [(base, crl) for base in ("bce", "logit_adjusted") for crl in ("none", "ranking", "published")]
+    five.append(("logit_adjusted", "ranking_adjusted"))
+    three = [(base, "instance") for base in ("bce", "logit_adjusted")]
+    three += [("weighted_bce", crl) for crl in ("none", "ranking", "published", "instance")]
+    assert tested == {**dict.fromkeys(five, 5), **dict.fromkeys(three, 3)}
+    shown = found[found["stage"] == "lr"]
+    assert set(zip(shown["base"], shown["crl"], strict=True)) == {("logit_adjusted", "ranking_adjusted")}
+    assert shown.groupby("task")["lr"].value_counts().tolist() == [3] * 6
+
+
+def test_what_informs_most_comes_first():
+    found = planned()
+    first = [job.stage for job in found[:12]]
+    assert first == ["tune"] * 12  # two losses, two tasks, three rates
+    zero = found[12 : 12 + 14]
+    assert {job.seed for job in zero} == {0} and {job.task for job in zero[:2]} == {"a", "b"}
+    assert len(set(found)) == len(found)
+    assert max(i for i, job in enumerate(found) if job.seed == 0) < min(
+        i for i, job in enumerate(found) if job.seed == 2
+    )
+
+
+def test_the_learning_rate_is_the_one_of_the_highest_validation_map(tmp_path, monkeypatch):
+    calls = []
+
+    def once(data, config, seed, stage, out, name):
+        calls.append((config.term, config.lr, seed, stage))
+        return {"valid_map": {0.1: 0.2, 0.2: 0.4, 0.3: 0.3}[config.lr]}
 
     monkeypatch.setattr(compare, "run", once)
+    cut = {"drawn": lambda seed: None}
+    job = compare.Job(0, 0, "drawn", "bce", "uniform", "ranking", "test", 0)
     for _ in range(2):
         runs = compare.Runs(tmp_path / "runs.csv")
-        compare.run_arm(
-            lambda seed: compare_tasks.split(bank, seed),
-            {},
-            ("features", "toy", "bce", "uniform", "none"),
-            [0.1, 0.2],
-            2,
-            1,
-            runs,
-        )
-    tuned = [(lr, compare.FIRST_TUNING_SEED, False) for lr in (0.1, 0.2)]
-    assert calls == [*tuned, (0.2, 0, True), (0.2, 1, True)]  # the better learning rate; the second time nothing
-    assert len(runs.rows) == 4
+        go = compare.Comparison(runs, tmp_path, "features", cut, [0.1, 0.2, 0.3])
+        go(job)
+        go(job._replace(stage="lr", lr=0.2))  # the chosen one: no other run
+        go(job._replace(stage="lr", lr=0.3))
+    tuned = [("none", lr, compare.TUNING_SEED, "tune") for lr in (0.1, 0.2, 0.3)]
+    assert calls == [*tuned, ("ranking", 0.2, 0, "test"), ("ranking", 0.3, 0, "lr")]  # the second time nothing
 
 
+# ---- the whole ----
 def test_rows_of_other_options_are_not_taken_for_these(tmp_path):
     for _ in range(2):
-        compare.keep_options(tmp_path / "options.json", {"epochs": 2, "terms": [["CRL", [0.5, {"k": 3}]]]})
+        compare.keep_options(tmp_path / "options.json", {"epochs": 2, "lrs": [0.1]})
     with pytest.raises(ValueError, match=r"'epochs': 2.*choose another --out"):
-        compare.keep_options(tmp_path / "options.json", {"epochs": 3, "terms": [["CRL", [0.5, {"k": 3}]]]})
+        compare.keep_options(tmp_path / "options.json", {"epochs": 3, "lrs": [0.1]})
 
 
-def test_arms():
-    found = compare.arms(True, None, ["uniform", "memory"])
-    assert found[:4] == [("ce", "uniform", c) for c in ("none", "CRL", "paper")] + [("ce", "memory", "paper")]
-    assert found[4:6] == [("class_balanced", "uniform", "none"), ("class_balanced", "uniform", "CRL")]
-    assert len(found) == 4 + 2 * 3 and compare.arms(False, "ce", ["uniform"]) == []
+def test_names_that_do_not_exist_are_named():
     with pytest.raises(ValueError, match="bcee"):
-        compare.check_names("asl,bcee", compare.MULTI)
+        compare._names("asl,bcee", compare.MULTI_LABEL_LOSSES)
 
 
-@pytest.mark.slow
-def test_a_tiny_comparison_from_the_command_line(tmp_path):
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     cache = tmp_path / "cache"
     cache.mkdir()
     bank = toy_bank()
-    np.savez(cache / "synthetic_features.npz", x=bank.x, y=bank.y, test=bank.test)
-    command = [sys.executable, str(FOLDER / "compare.py"), "--out", str(tmp_path), "--cache", str(cache)]
-    command += ["--data", str(tmp_path / "nothing"), "--bases", "bce", "--samplers", "uniform,memory"]
-    command += ["--seeds", "2", "--tuning", "1", "--lrs", "0.01", "--epochs", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for task in ("cells", "digits", "cifar"):
-        assert f"{task}: skipped" in done.stdout
-    with open(tmp_path / "runs.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    arms = [("uniform", "none"), ("uniform", "CRL"), ("uniform", "paper"), ("memory", "paper")]
-    assert [(r["sampler"], r["crl"]) for r in rows] == [arm for arm in arms for _ in range(3)]
-    assert [r["stage"] for r in rows[:3]] == ["tune", "test", "test"]
-    table = (tmp_path / "table.md").read_text()
-    assert "synthetic" in table and "better" in table and str(tmp_path) not in table
-    assert (tmp_path / "gains.png").stat().st_size > 10_000
+    np.savez(cache / "drawn_features.npz", x=bank.x, y=bank.y, test=bank.test)
+    options = {"data": str(tmp_path / "nothing"), "cache": str(cache), "regime": "features", "seeds": 2, "epochs": 2}
+    options |= {"bases": "bce,logit_adjusted", "terms": "none,ranking,ranking_adjusted", "lrs": "0.01,0.03", "fewer": 1}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, str(FOLDER / "compare.py"), "--out", str(killed)]
+    command += [part for k, v in options.items() for part in (f"--{k}", str(v))]
+    threads = torch.get_num_threads()
+    with open(tmp_path / "log", "w") as log:
+        env = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1])}
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(1200):
+            if (killed / "runs.csv").exists() and len((killed / "runs.csv").read_text().splitlines()) > 2:
+                break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        with pytest.raises(BlockingIOError, match=f"{killed}: wait for it"):
+            compare.main(out=str(killed), **options)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    finally:
+        process.kill()
+    done = rows_of(killed / "runs.csv")
+    with open(killed / "runs.csv", "a") as f:
+        f.write("features,drawn,bce,uni")  # as if it had been writing
+    for out in (killed, whole):
+        compare.main(out=str(out), **options)
+    torch.set_num_threads(threads)
+    assert "cells: skipped, hpa_cells/train.csv is not in the data folder" in capsys.readouterr().out
+    found, expected = rows_of(killed / "runs.csv"), rows_of(whole / "runs.csv")
+    assert 2 <= len(done) < len(found) and found[: len(done)] == done  # kept, not run again
+    keys = [tuple(row[k] for k in compare.KEY) for row in found]
+    assert len(set(keys)) == len(keys) == 4 + 2 * 5 + 1  # rates; two seeds of five arms; one at the other rate
+    assert keys == [tuple(row[k] for k in compare.KEY) for row in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    table = (killed / "table.md").read_text()
+    assert "## drawn (features)" in table and "One arm at each learning rate" in table and str(tmp_path) not in table
+    for name in ("gains.png", "differences.png", "geometry.png"):
+        assert (killed / name).stat().st_size > 5_000
 
 
 def test_the_real_cells_are_split_by_montage(shared):

@@ -1,0 +1,158 @@
+"""What a run of `compare.py` is worth: its ranking, its decisions once they are fitted, and its embedding alone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from compare_train import Outputs
+from scipy.special import expit, logit, softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from fastai_crl.evaluate.metrics import class_balanced_accuracy, decide, macro_f1, mean_ap
+from fastai_crl.evaluate.thresholds import fit_thresholds
+
+__all__ = ["evaluate", "evaluate_valid", "fit_shift", "geometry", "knn", "probabilities", "probe"]
+
+GROUPS = ("head", "medium", "tail")  # thirds of the labels by training count
+SHIFTS = np.linspace(-2, 2, 81)
+
+
+def groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Indices of the labels of each third, by training count."""
+    return dict(zip(GROUPS, np.array_split(np.argsort(-counts, kind="stable"), 3), strict=True))
+
+
+def probabilities(logits: np.ndarray, single_label: bool) -> np.ndarray:
+    """Probabilities of logits (n, C)."""
+    return softmax(logits, 1) if single_label else expit(logits)
+
+
+def prior(counts: np.ndarray, n: int, single_label: bool) -> np.ndarray:
+    """How common each label is, as its logits count it: log frequency, or, multi-label, log-odds of frequency."""
+    return np.log(np.maximum(counts, 1) / n) if single_label else logit(np.clip(counts, 1, n - 1) / n)
+
+
+def fit_shift(logits: np.ndarray, y: np.ndarray, common: np.ndarray) -> float:
+    """S of the highest macro-F1 of logits + s·`common`; of equally good ones the nearest to 0."""
+    worth = np.array([macro_f1(probabilities(logits + s * common, y.ndim == 1), y) for s in SHIFTS])
+    best = SHIFTS[worth >= worth.max() - 1e-9]
+    return float(best[np.abs(best).argmin()])
+
+
+def evaluate_valid(valid: Outputs, y: np.ndarray, counts: np.ndarray, n: int) -> dict[str, float]:
+    """Measures on the validation images that choices are made by: mAP, and macro-F1 with the shift fitted to them."""
+    common = prior(counts, n, y.ndim == 1)
+    shift = fit_shift(valid.logits, y, common)
+    shifted = probabilities(valid.logits + shift * common, y.ndim == 1)
+    return {
+        "valid_map": mean_ap(probabilities(valid.logits, y.ndim == 1), y),
+        "valid_f1_shift": macro_f1(shifted, y),
+        "shift": shift,
+    }
+
+
+def evaluate(found: dict[str, Outputs], y: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, Any]:
+    """Measures on the test images of one run.
+
+    Args:
+        found: outputs for "train", "valid" and "test".
+        y: targets of each, (n, C) 0/1 or (n,) class indices.
+        counts: (C,) training images of each label.
+
+    Returns:
+        - `map`, `map_head`, `map_medium`, `map_tail`: mean average precision of all labels and of each third;
+        - `f1`: macro-F1 at 0.5; single-label, of the likeliest class;
+        - `f1_shift`, `tail_recall`, `balanced`: macro-F1, mean recall of the tail and class-balanced accuracy of logits
+          + s·log-odds of frequency (single-label: s·log frequency), `shift` = s fitted on validation;
+        - `f1_tuned`: macro-F1 with thresholds per label fitted on validation; none for single-label;
+        - `probe`, `knn`: see `probe` and `knn`, of the embedding;
+        - `valid_map`, `valid_f1_shift`: see `evaluate_valid`;
+        - `label_count`, `label_ap`, `label_recall`: of each label, the recall with the shift.
+    """
+    single, n = y["test"].ndim == 1, len(y["train"])
+    values: dict[str, Any] = evaluate_valid(found["valid"], y["valid"], counts, n)
+    probs = probabilities(found["test"].logits, single)
+    shifted = probabilities(found["test"].logits + values["shift"] * prior(counts, n, single), single)
+    true = np.eye(len(counts), dtype=bool)[y["test"]] if single else y["test"] > 0.5
+    chosen = np.eye(len(counts), dtype=bool)[shifted.argmax(1)] if single else decide(shifted)
+    recall = np.where(true.any(0), (true & chosen).sum(0) / np.maximum(true.sum(0), 1), np.nan)
+    ap = np.array([average_precision_score(t, p) if t.any() else np.nan for t, p in zip(true.T, probs.T, strict=True)])
+    values |= {
+        "map": mean_ap(probs, y["test"]),
+        **{f"map_{name}": np.nanmean(ap[labels]) for name, labels in groups(counts).items()},
+        "f1": macro_f1(probs, y["test"]),
+        "f1_shift": macro_f1(shifted, y["test"]),
+        "tail_recall": np.nanmean(recall[groups(counts)["tail"]]),
+        "balanced": class_balanced_accuracy(shifted, y["test"]),
+        "probe": probe(found["train"].embedding, y["train"], found["test"].embedding, y["test"]),
+        "knn": knn(found["train"].embedding, y["train"], found["test"].embedding, y["test"]),
+    }
+    if not single:
+        fitted = fit_thresholds(probabilities(found["valid"].logits, False), y["valid"], repeats=1).thresholds
+        values["f1_tuned"] = macro_f1(probs, y["test"], fitted)
+    by_label = {"label_count": counts, "label_ap": ap, "label_recall": recall}
+    return values | {name: " ".join(f"{v:.4g}" for v in column) for name, column in by_label.items()}
+
+
+# ---- the embedding alone ----
+def probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
+    """A linear classifier of balanced classes, trained on the embedding.
+
+    Single-label: its balanced accuracy. Multi-label, one classifier per label: its mean average precision.
+    """
+    scaler = StandardScaler().fit(train_x)
+    train_x, test_x = scaler.transform(train_x), scaler.transform(test_x)
+    model = LogisticRegression(class_weight="balanced", max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the scores have settled long before
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+        warnings.filterwarnings("ignore", "Label not .* is present in all training examples")
+        if train_y.ndim == 1:
+            scores = np.full((len(test_x), int(max(train_y.max(), test_y.max())) + 1), -np.inf)
+            fitted = model.fit(train_x, train_y)
+            scores[:, fitted.classes_] = fitted.predict_proba(test_x)
+            return class_balanced_accuracy(scores, test_y)
+        return mean_ap(OneVsRestClassifier(model).fit(train_x, train_y).predict_proba(test_x), test_y)
+
+
+def knn(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, k: int = 10) -> float:
+    """The k nearest training images by cosine, each weighing as much as it is similar.
+
+    Single-label: balanced accuracy of the class of most weight. Multi-label: mean average precision of the weights.
+    """
+    nearest = NearestNeighbors(n_neighbors=min(k, len(train_x)), metric="cosine").fit(train_x)
+    distance, rows = nearest.kneighbors(test_x)
+    weight = np.maximum(1 - distance, 0)
+    n_classes = int(max(train_y.max(), test_y.max())) + 1
+    has = np.eye(n_classes)[train_y] if train_y.ndim == 1 else train_y
+    scores = (weight[..., None] * has[rows]).sum(1) / np.maximum(weight.sum(1, keepdims=True), 1e-12)
+    scores = scores.round(6)  # all neighbours have the label: 1 for all such images, not 1 and a rounding error
+    return class_balanced_accuracy(scores, test_y) if train_y.ndim == 1 else mean_ap(scores, test_y)
+
+
+def geometry(embedding: np.ndarray, y: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """How far apart rare labels are: mean cosine distances of the tail labels' samples, mean over those labels.
+
+    `within`: between two samples of the label; `outside`: between one and a sample without the label. Labels with fewer
+    than two samples are left out; NaN where that leaves none.
+    """
+    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+    true = np.eye(len(counts), dtype=bool)[y] if y.ndim == 1 else y > 0.5
+    within, outside = [], []
+    for label in groups(counts)["tail"]:
+        mine, others = unit[true[:, label]], unit[~true[:, label]]
+        if (m := len(mine)) > 1 and len(others):
+            within.append((m * m - (mine @ mine.T).sum()) / (m * (m - 1)))
+            outside.append(1 - (mine @ others.T).mean())
+    return (
+        {"within": float(np.mean(within)), "outside": float(np.mean(outside))}
+        if within
+        else dict.fromkeys(("within", "outside"), float("nan"))
+    )
