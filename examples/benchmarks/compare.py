@@ -5,7 +5,7 @@ the network's logits or on those that the base loss adjusts, CRL as published, C
 arms of a task train the same network for the same number of steps. The learning rate is chosen from three for each base
 loss, by validation mAP with a seed of its own, and shared by the arms of that loss. Decisions are fitted on validation
 before losses are compared. Then each seed is trained and its test images are looked at once. Differences are paired by
-seed, with 95 % bootstrap intervals.
+seed, with 95 % intervals of Student's t.
 
 Two regimes: `pixels` trains a ResNet-8 end to end, in minutes; `features` trains a head of one hidden layer on features
 of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `compare_train` for a run,
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +55,7 @@ VALUES += ("knn", "shift", "valid_map", "valid_f1_shift", "seconds")
 BY_LABEL = ("label_count", "label_ap", "label_recall")
 MULTI, SINGLE = "bce,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
 DEFAULT_TERMS = "none,ranking,ranking_adjusted,published,instance"
-LRS = {"pixels": "0.001,0.003,0.01", "features": "0.003,0.01,0.03"}
+REGIMES = ("pixels", "features")
 SAMPLERS = ("uniform", "class_aware", "repeat_factor")
 SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted")
 TUNING_SEED = 1000
@@ -117,13 +118,10 @@ class Runs:
     """The rows of `runs.csv`, one for each finished run."""
 
     def __init__(self, file: Path):
-        self.file, self.rows = file, {}
-        if file.exists():
-            text = file.read_text()
-            if not text.endswith("\n"):  # killed while it wrote the last row
-                file.write_text(text[: text.rfind("\n") + 1])
-            with open(file, newline="") as f:
-                self.rows = {tuple(row[k] for k in KEY): row for row in csv.DictReader(f)}
+        text = file.read_bytes() if file.exists() else b""
+        self.file, self.size = file, text.rfind(b"\n") + 1  # what follows was being written at a kill
+        whole = csv.DictReader(io.StringIO(text[: self.size].decode(), newline=""))
+        self.rows = {tuple(row[k] for k in KEY): row for row in whole}
 
     def get(self, key: tuple) -> dict[str, Any] | None:
         return self.rows.get(tuple(map(str, key)))
@@ -131,12 +129,14 @@ class Runs:
     def add(self, key: tuple, values: dict[str, Any]) -> dict[str, Any]:
         values = {k: round(float(v), 5) if k in VALUES else v for k, v in values.items()}
         row = {k: str(v) for k, v in (dict(zip(KEY, key, strict=True)) | values).items()}
-        new = not self.file.exists() or not self.file.stat().st_size
         with open(self.file, "a", newline="") as f:
+            f.truncate(self.size)
             writer = csv.DictWriter(f, KEY + VALUES + BY_LABEL)
-            if new:
+            if not self.size:
                 writer.writeheader()
             writer.writerow(row)
+            f.flush()
+            self.size = f.tell()
         self.rows[tuple(row[k] for k in KEY)] = row
         return row
 
@@ -274,7 +274,7 @@ def main(
     samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
     seeds: int = 5,  # of the main arms
     fewer: int = 3,  # seeds of the other arms
-    lrs: str = "",  # learning rates to choose from; default: three
+    lrs: str = "0.003,0.01,0.03",  # learning rates to choose from
     epochs: int = 0,  # of every task; 0: its own number
     bs: int = 0,  # size of a batch; 0: the task's own
     width: int = 16,  # channels of the network's first stage
@@ -283,7 +283,7 @@ def main(
 ):
     """Compare losses and CRL on long-tailed tasks."""
     torch.set_num_threads(1)
-    check_choice("regime", regime, tuple(LRS))
+    check_choice("regime", regime, REGIMES)
     names, added, drawn_by = _names(tasks, TASKS), _names(terms, TERMS), _names(samplers, SAMPLERS)
     losses = {False: bases or MULTI, True: bases or SINGLE}
     known = {False: MULTI_LABEL_LOSSES, True: SINGLE_LABEL_LOSSES}
@@ -294,7 +294,7 @@ def main(
     out_dir.mkdir(parents=True, exist_ok=True)
     if report_only:
         return report(Runs(out_dir / "runs.csv"), out_dir)
-    rates = [float(lr) for lr in (lrs or LRS[regime]).split(",")]
+    rates = [float(lr) for lr in lrs.split(",")]
     common = {"epochs": epochs, "bs": bs, "width": width, "bf16": bf16}
     with alone(out_dir):
         keep_options(out_dir / "options.json", {"regime": regime, "lrs": rates, **common})

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -341,6 +342,12 @@ def test_differences_are_paired_by_seed():
     assert set(compare_stats.effects(runs_of(-0.0025))["verdict"]) == {"level"}
 
 
+def test_intervals_are_those_of_a_t_test():
+    values = [0.01, 0.03, 0.02, 0.05]
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert compare_stats.difference(values) == pytest.approx((0.0275, expected.low, expected.high))
+
+
 def test_gains_by_label():
     found = compare_stats.gains(runs_of(0.05), "toy", "bce", "label_ap", "ranking")
     assert found["count"].tolist() == [100, 5] and found["gain"].tolist() == pytest.approx([0, 0.0525])
@@ -445,6 +452,8 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     done = rows_of(killed / "runs.csv")
     with open(killed / "runs.csv", "a") as f:
         f.write("features,drawn,bce,uni")  # as if it had been writing
+    compare.main(out=str(killed), report_only=True)  # looks, and leaves what another process may be writing
+    assert (killed / "runs.csv").read_text().endswith(",uni")
     for out in (killed, whole):
         compare.main(out=str(out), **options)
     torch.set_num_threads(threads)
