@@ -64,9 +64,12 @@ class PositiveMemory(nn.Module):
 
     def read(self) -> tuple[Tensor, Tensor] | None:
         """Values, (C, R) or (C, R, d), and which of them hold, (C, R) bool; None before the first write."""
-        if self.values is None or self.clock is None or self.written is None:
-            return None
-        return self.values, self.clock - self.written < self.max_age
+        values, written, _, clock = self._rings()
+        return None if values is None else (values, clock - written < self.max_age)
+
+    def _rings(self) -> tuple[Any, ...]:
+        """Return the buffers, in the order of `_RINGS`: a module looks each up in a while that is worth saving."""
+        return tuple(getattr(self, name) for name in _RINGS)
 
     @torch.no_grad()
     def write(self, values: Tensor, positive: Tensor) -> None:
@@ -78,18 +81,19 @@ class PositiveMemory(nn.Module):
         """
         (n, n_classes), r = positive.shape, self.size
         scores, values = self.level == "class", values.detach()
-        if self.values is None or self.written is None or self.total is None or self.clock is None:
-            self.values = values.new_zeros(n_classes, r, *(() if scores else values.shape[1:]))
-            self.written = torch.full((n_classes, r), -self.max_age, device=values.device)
-            self.total = torch.zeros(n_classes, dtype=torch.long, device=values.device)
-            self.clock = torch.zeros((), dtype=torch.long, device=values.device)
-        self.clock = self.clock + 1
+        kept, written, total, clock = self._rings()
+        if kept is None:
+            self.values = kept = values.new_zeros(n_classes, r, *(() if scores else values.shape[1:]))
+            self.written = written = torch.full((n_classes, r), -self.max_age, device=values.device)
+            self.total = total = torch.zeros(n_classes, dtype=torch.long, device=values.device)
+            self.clock = clock = torch.zeros((), dtype=torch.long, device=values.device)
+        clock.add_(1)
         if n == 0:
             return
         h = positive.sum(0)
         rank = positive.cumsum(0) - 1
         label = torch.arange(n_classes, device=values.device)
-        place = label * r + (self.total + rank) % r
+        place = label * r + (total + rank) % r
         last = positive & (rank >= h - r)  # more positives than entries: only the last of them stay
         place = torch.where(last, place, n_classes * r).flatten()  # all others go to one place past the end
         sample = torch.arange(n, device=values.device)[:, None].expand(n, n_classes).flatten()
@@ -97,6 +101,6 @@ class PositiveMemory(nn.Module):
         source = source[:-1].view(n_classes, r)
         new, source = source >= 0, source.clamp_min(0)
         fresh = values[source, label[:, None]] if scores else values[source]
-        self.values = torch.where(new if scores else new[..., None], fresh.to(self.values.dtype), self.values)
-        self.written = torch.where(new, self.clock, self.written)
-        self.total = self.total + h
+        self.values = torch.where(new if scores else new[..., None], fresh.to(kept.dtype), kept)
+        self.written = torch.where(new, clock, written)
+        total.add_(h)

@@ -57,7 +57,7 @@ def minority(
     `frequency`, (C,), sorts the labels in joint scope instead of h. `partners`, (C,) or one for all, count towards the
     two samples that a class needs.
     """
-    enough = (h >= 1) & (h + partners >= 2)
+    enough = h >= (max(1, 2 - partners) if isinstance(partners, int) else (2 - partners).clamp_min(1))
     if scope == "attribute":
         return (h <= limit(rho, n)) & enough
     if frequency is None:

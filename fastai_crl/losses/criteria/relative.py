@@ -25,8 +25,8 @@ class Relative(Criterion):
         """
         to_positive, to_negative = pairs.to_positive, pairs.to_negative
         with torch.no_grad():
-            nearest_first = to_negative.masked_fill(~pairs.is_negative, torch.inf)
-            reach = (to_positive + margin).masked_fill(~pairs.is_positive, -torch.inf)
+            nearest_first = torch.where(pairs.is_negative, to_negative, torch.inf)
+            reach = torch.where(pairs.is_positive, to_positive + margin, -torch.inf)
             active = torch.searchsorted(nearest_first, reach)
             by_active = to_positive.new_zeros(to_negative.shape[0], to_negative.shape[1] + 1)
             by_active.scatter_add_(1, active, torch.ones_like(to_positive))

@@ -226,6 +226,9 @@ class _Compiler:
 
 
 _weigh_compiled = _Compiler()
+# What stands for no frequency and no memory, made once: of scores in float32 and in float64.
+_NO_KEY = np.empty(0)
+_NO_RINGS = {dtype: (np.empty((0, 0), dtype), np.empty((0, 0), np.bool_)) for dtype in map(np.dtype, "fd")}
 
 
 @torch.library.custom_op(
@@ -249,15 +252,15 @@ def operator(
     by_label: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`hinge_weights` with flat arguments, as `torch.compile` needs them."""
-    weights, counts = scores.new_zeros(scores.shape), torch.empty(scores.shape[1], dtype=torch.long)
-    key = np.empty(0) if frequency is None else frequency.double().numpy()
+    weights, counts = torch.zeros_like(scores), torch.empty(scores.shape[1], dtype=torch.long)
+    key, filled = _NO_KEY if frequency is None else frequency.double().numpy(), weights.numpy()
     if past is None or valid is None:
-        rings = (np.empty((0, 0), weights.numpy().dtype), np.empty((0, 0), np.bool_))
+        rings = _NO_RINGS[filled.dtype]
     else:
         rings = (past.to(scores.dtype).contiguous().numpy(), valid.contiguous().numpy())
     arrays = (scores.contiguous().numpy(), y.contiguous().numpy(), key, *rings)
     options = (limit(rho, len(y)), k, margin, attribute, lone_positive, by_label)
-    constant = _weigh_compiled(*arrays, *options, weights.numpy(), counts.numpy())
+    constant = _weigh_compiled(*arrays, *options, filled, counts.numpy())
     if constant is None:
         memory = None if past is None or valid is None else (past, valid)
         return tensors.hinge_weights(

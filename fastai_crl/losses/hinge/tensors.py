@@ -82,8 +82,9 @@ def hinge_weights(
     constant, size = options.margin * active, own.numel()
     entries = weights.new_zeros(size + (0 if past is None else past.numel())).scatter_add_(0, places, weights)
     if past is not None:
-        constant = constant + entries[size:].dot(past.flatten())
-    weights = entries[:size].view(n, -1)
+        entries, of_past = entries.split((size, past.numel()))
+        constant = constant + of_past.dot(past.flatten())
+    weights = entries.view(n, -1)
     if profile.flipped is not None:
         weights = torch.where(profile.flipped, -weights, weights)
     if profile.label is not None:
