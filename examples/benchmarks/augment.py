@@ -12,7 +12,6 @@ import datetime
 import platform
 import statistics
 import time
-import warnings
 
 import torch
 from fastai.vision.augment import aug_transforms
@@ -47,7 +46,6 @@ def main(
     cpu: store_true = False,  # Stay on the CPU though there is a GPU
 ):
     """Time per batch; see the head of the file."""
-    warnings.filterwarnings("ignore")
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"

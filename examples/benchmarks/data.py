@@ -31,7 +31,6 @@ import shutil
 import statistics
 import tempfile
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -144,7 +143,6 @@ def measure(make, files, seconds, send):
     One pass with its start, the `files` forgotten before it if any; without files, from the second batch on until
     `seconds` are over.
     """
-    warnings.filterwarnings("ignore")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loader = make()
     one_pass = files is not None
@@ -260,7 +258,6 @@ def main(
     quick: store_true = False,  # 64 samples of 8 fields, 2 rounds
 ):
     """Speed of the ways to the images; see the head of the file."""
-    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if quick:
         n, rounds, seconds = min(n, 64), 2, 0.3

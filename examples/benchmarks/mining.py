@@ -33,7 +33,6 @@ import os
 import platform
 import statistics
 import time
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
@@ -368,7 +367,6 @@ def main(
     out: str = "",  # Write the tables to this .md or .csv file as well
 ):
     """Time and memory of the rectification term; see the head of the file."""
-    warnings.filterwarnings("ignore")
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,6 @@ def main(
     stats: str = "hpa",  # of from_csv
 ):
     """Measure imports, and the stages from `from_csv` to the first training step."""
-    warnings.filterwarnings("ignore")
     seconds = import_seconds()
     low, median, high = seconds[0], np.median(seconds), seconds[-1]
     print(f"import of fastai_crl.all after fastai's: {median:.2f} s (of {len(seconds)}: {low:.2f} to {high:.2f})")

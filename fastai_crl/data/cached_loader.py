@@ -21,13 +21,11 @@ class PackedDL(SampledDL):
 
     For data sets whose inputs are opened by `MultiChannelBlock(cache=...)` and whose targets are categories. Where that
     is not so, an image is not in the cache, or item transforms have to run, batches are put together item by item, as
-    in `TfmdDL`, with the same result. Targets are read once, before the first batch. `sampler` and other arguments are
-    those of `SampledDL`; by default there is no sampler.
+    in `TfmdDL`, with the same result. Targets are read once, before the first batch. Arguments are those of
+    `SampledDL`; such data sets ask for no sampler.
     """
 
-    def __init__(self, dataset: Any, bs: int = 64, shuffle: bool = False, sampler: Any = None, **kwargs: Any):
-        self._found: tuple[Any, ...] | None = None
-        super().__init__(dataset, bs=bs, shuffle=shuffle, sampler=sampler, **kwargs)
+    _found: tuple[Any, ...] | None = None
 
     def _source(self) -> tuple[Packed, np.ndarray, list[torch.Tensor]] | None:
         """The cache, its rows and the targets for the items of the data set; None if they must be made one by one."""

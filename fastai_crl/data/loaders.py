@@ -54,8 +54,8 @@ def MultiChannelBlock(
 
 
 def _block(reader: OpenMultiChannel) -> TransformBlock:
-    dl_type = None if reader.cache is None else PackedDL
-    return TransformBlock(type_tfms=reader, batch_tfms=IntToFloatTensor, dl_type=dl_type)
+    loader = {} if reader.cache is None else {"dl_type": PackedDL, "dls_kwargs": {"sampler": None}}
+    return TransformBlock(type_tfms=reader, batch_tfms=IntToFloatTensor, **loader)
 
 
 class MultiChannelDataLoaders(DataLoaders):

@@ -9,6 +9,7 @@ from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorCategory, TensorMultiCategory
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike
 from plum import dispatch
 
@@ -29,16 +30,17 @@ FOUND, MISSED, FALSE = "#0067a5", "#c26a00", "#a1006b"
 
 Lines = list[tuple[str, str]]
 
-_SIDE, _LINE, _GAP = 2.5, 0.155, 0.06  # inches: width of a picture, height of a line of text, between pictures
-_FONT = 8
+# Inches: width of a picture, height of a line of text and of a figure's title, space between pictures.
+_SIDE, _LINE, _TITLE, _GAP = 2.5, 0.155, 0.35, 0.06
+_FONT, _TITLE_FONT = 8, 11
 
 
 # ---------------------------------------------------------------- drawing
 
 
-def _panels(image: TensorMultiChannel, channels: Sequence[str | int] | None, split: bool) -> list[Any]:
-    """Return what to draw of one image, for `TensorMultiChannel.show`: the composite, with `split` each channel too."""
-    every = channels
+def _panels(image: TensorMultiChannel, channels: Sequence[str | int] | None, split: Any) -> list[Any]:
+    """Return what to draw of one image, for `TensorMultiChannel.show`: the composite, with `split` channels too."""
+    every = channels if split is True else split
     if every is None:  # names, which are never taken for positions
         every = image.channels if len(image.channels or ()) == len(image) else range(len(image))
     return [channels, *([c] for c in every)] if split else [channels]
@@ -49,8 +51,9 @@ def draw_images(
     captions: Sequence[Lines],
     ctxs: Sequence[Axes] | None = None,
     channels: Sequence[str | int] | None = None,
-    split: bool = False,
+    split: bool | str | Sequence[str | int] = False,
     stretch: float | None = None,
+    title: str | None = None,
     nrows: int | None = None,
     ncols: int | None = None,
     figsize: tuple[float, float] | None = None,
@@ -63,10 +66,12 @@ def draw_images(
         captions: per image its lines, (text, colour) each, from the top.
         ctxs: axes to draw on, one per panel; by default a new figure, as large as pictures and captions need.
         channels: names or positions of the channels to draw; all by default. One name is one channel.
-        split: one panel with all `channels` together, then one per channel with its name; one image to a row.
+        split: one panel with all `channels` together, then one per channel with its name, or per channel that `split`
+            names; one image to a row by default.
         stretch: percentile, such as 99.5, that becomes full brightness in each channel of each image, for dim ones (see
             `TensorMultiChannel.composite`). Default: true brightness, so that images can be compared.
-        nrows: rows of images in the new figure.
+        title: of the new figure.
+        nrows: rows of images in it.
         ncols: columns of images in it.
         figsize: its size in inches.
         **kwargs: for matplotlib's `imshow`.
@@ -75,9 +80,10 @@ def draw_images(
         ValueError: too few `ctxs`; an unknown channel or a percentile out of range.
     """
     channels = (channels,) if isinstance(channels, str | int) else channels
+    split = (split,) if isinstance(split, str) else split
     panels = [_panels(image, channels, split) for image in images]
     if ctxs is None:
-        ctxs = _grid(images, captions, len(panels[0]), nrows, ncols or (1 if split else None), figsize)
+        ctxs = _grid(images, captions, len(panels[0]), nrows, ncols or (1 if split else None), figsize, title)
     if len(ctxs) < len(panels) * len(panels[0]):
         raise ValueError(
             f"{len(ctxs)} axes for {len(panels)} images of {len(panels[0])} panels: pass ctxs, one per panel, or none."
@@ -88,7 +94,7 @@ def draw_images(
         for i, part in enumerate(parts):
             ax = image.show(ctx=next(axes), channels=part, stretch=stretch, **kwargs)
             if i == 0:
-                _write(ax, lines)
+                _write(ax, lines, len(parts))
             else:
                 ax.text(
                     0.03, 0.97, _name(image, part[0]), color="white", fontsize=_FONT, va="top", transform=ax.transAxes
@@ -102,15 +108,21 @@ def _name(image: TensorMultiChannel, channel: str | int) -> str:
     return str(names[channel] if isinstance(channel, int) and names is not None else channel)
 
 
-def _write(ax: Axes, lines: Lines) -> None:
-    """Write `lines` above a picture: as its title where they have one colour (a title has no more), else one by one."""
+def _write(ax: Axes, lines: Lines, n_panels: int) -> None:
+    """Write `lines` above a picture: as its title where they have one colour (a title has no more), else one by one.
+
+    Lines that are wider than the image's panels are written smaller.
+    """
+    room = 72 * ax.figure.get_figwidth() * ax.get_position().width * n_panels
+    widest = max((TextPath((0, 0), text, size=_FONT).get_extents().width for text, _ in lines if text), default=0)
+    size = _FONT * min(1, room / max(widest, 1))
     if len({color for _, color in lines}) == 1:
         title = "\n".join(text for text, _ in lines)
-        ax.set_title(title, color=lines[0][1], fontsize=_FONT, pad=3, x=0, ha="left")
+        ax.set_title(title, color=lines[0][1], fontsize=size, pad=3, x=0, ha="left")
         return
     for i, (text, color) in enumerate(reversed(lines)):
         at = {"xytext": (0, 3 + 72 * _LINE * i), "textcoords": "offset points", "xycoords": "axes fraction"}
-        ax.annotate(text, (0, 1), color=color, fontsize=_FONT, **at)
+        ax.annotate(text, (0, 1), color=color, fontsize=size, **at)
 
 
 def _grid(
@@ -120,19 +132,23 @@ def _grid(
     nrows: int | None,
     ncols: int | None,
     figsize: tuple[float, float] | None,
+    title: str | None,
 ) -> list[Axes]:
-    """Return the axes of a new figure, `panels` for each image, with room for the captions."""
+    """Return the axes of a new figure, `panels` for each image, with room for the captions and the title."""
     n = len(images)
     ncols = min(n, ncols or math.ceil(n / nrows if nrows else math.sqrt(n)))
     rows = [range(i, min(i + ncols, n)) for i in range(0, n, ncols)]
     texts = [_LINE * max(len(captions[i]) for i in row) + 2 * _GAP for row in rows]
+    head = 0 if title is None else _TITLE
     aspect = max(image.shape[-2] / image.shape[-1] for image in images)
     if figsize is None:
         side = _SIDE
     else:
-        side = min(figsize[0] / (ncols * panels) - _GAP, (figsize[1] - sum(texts)) / (len(rows) * aspect))
-    width, height = figsize or (ncols * panels * (side + _GAP) + _GAP, len(rows) * side * aspect + sum(texts))
-    fig, axes, top = plt.figure(figsize=(width, height)), [], height
+        side = min(figsize[0] / (ncols * panels) - _GAP, (figsize[1] - head - sum(texts)) / (len(rows) * aspect))
+    width, height = figsize or (ncols * panels * (side + _GAP) + _GAP, len(rows) * side * aspect + sum(texts) + head)
+    fig, axes, top = plt.figure(figsize=(width, height)), [], height - head
+    if title is not None:
+        fig.text(_GAP / width, 1 - head / height / 2, title, fontsize=_TITLE_FONT, va="center")
     for row, text in zip(rows, texts, strict=True):
         top -= text + side * aspect
         for k in range(len(row) * panels):

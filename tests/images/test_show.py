@@ -57,8 +57,10 @@ def image(c: int = 4, h: int = 6, w: int = 8) -> TensorMultiChannel:
 
 
 def inside(fig) -> None:
-    """Assert that nothing written sticks out of the figure, and no caption lies on a picture."""
+    """Assert that nothing written sticks out of the figure, and no caption lies on a picture, another or the title."""
     fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in fig.texts]
+    assert all(box.y1 <= fig.bbox.height and box.x1 <= fig.bbox.width for box in boxes)
     width, height = fig.bbox.width, fig.bbox.height
     pictures = [ax.get_window_extent() for ax in fig.axes]
     for ax in fig.axes:
@@ -67,6 +69,8 @@ def inside(fig) -> None:
                 box = text.get_window_extent()
                 assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
                 if text not in ax.texts or hasattr(text, "xyann"):
+                    assert not any(box.overlaps(other) for other in boxes), text
+                    boxes.append(box)
                     assert not any(box.overlaps(p) and box.y0 + 1 < p.y1 for p in pictures), text
 
 
@@ -141,6 +145,42 @@ def test_split_draws_the_composite_and_each_channel_with_its_name(channels):
             assert np.array_equal(picture(ax), img.composite([name])) and [t.get_text() for t in ax.texts] == [name]
         assert len({round(ax.get_position().y0, 6) for ax in row}) == 1  # one image to a row
     inside(plt.gcf())
+
+
+@pytest.mark.parametrize("split", ["green", ("blue", 1)])
+def test_split_into_some_channels_two_images_to_a_row(split):
+    images, names = [image() for _ in range(4)], ["green"] if split == "green" else ["blue", "green"]
+    axes = draw_images(images, [[("label", "black")]] * 4, split=split, ncols=2)
+    n = 1 + len(names)
+    assert len(axes) == 4 * n and len({round(ax.get_position().y0, 6) for ax in axes}) == 2
+    for i, ax in enumerate(axes):
+        drawn = [names[i % n - 1]] if i % n else None
+        assert np.array_equal(picture(ax), images[i // n].composite(drawn))
+    inside(plt.gcf())
+
+
+def test_a_title_has_room_of_its_own():
+    captions = [[(f"line {i}", "black") for i in range(n)] for n in (0, 8, 1)]
+    heights = []
+    for title in (None, "All of them"):
+        draw_images([image() for _ in captions], captions, title=title)
+        heights.append(plt.gcf().get_figheight())
+        assert [t.get_text() for t in plt.gcf().texts] == [title] * (title is not None)
+        inside(plt.gcf())
+    assert heights[1] > heights[0]
+    draw_images([image()], [[("x", "black")]], title="Small", figsize=(3, 3))
+    assert tuple(plt.gcf().get_size_inches()) == (3, 3)
+    inside(plt.gcf())
+
+
+def test_wide_lines_are_written_smaller_and_never_into_the_next_picture():
+    wide = [(f"✗ missed Microtubule organizing center, {tail} .42", MISSED) for tail in ("", "and its neighbours")]
+    for lines_ in (wide, [*wide, ("✓ short", FOUND)]):
+        for options in ({}, {"split": True, "ncols": 2}):
+            draw_images([image() for _ in range(4)], [lines_] * 4, **options)
+            inside(plt.gcf())
+    sizes = [ax.title.get_fontsize() for ax in draw_images([image()] * 2, [wide, [("short", "black")]])]
+    assert sizes[0] < 8 and sizes[1] == 8
 
 
 def test_an_image_without_names_of_channels_can_be_split():
