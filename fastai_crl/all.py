@@ -16,6 +16,7 @@ from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, MultiChan
 from fastai_crl.data.report import FolderReport, check
 from fastai_crl.data.splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
 from fastai_crl.data.stratify import add_folds
+from fastai_crl.evaluate.decisions import decide, set_thresholds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import (
     CalibrationError,
@@ -28,9 +29,9 @@ from fastai_crl.evaluate.metrics import (
     frequency_groups,
     label_report,
 )
-from fastai_crl.evaluate.predictions import show_predictions
+from fastai_crl.evaluate.predictions import predict_probabilities, show_predictions
 from fastai_crl.evaluate.submission import write_submission
-from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
+from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, rate_thresholds
 from fastai_crl.evaluate.tta import d4_tta
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.cache import Packed, pack
@@ -103,6 +104,7 @@ __all__ = [
     "check_folder",
     "crl_learner",
     "d4_tta",
+    "decide",
     "duplicate_groups",
     "find_leaks",
     "fit_thresholds",
@@ -117,6 +119,7 @@ __all__ = [
     "mine",
     "minority_classes",
     "pack",
+    "predict_probabilities",
     "rate_thresholds",
     "read_labels",
     "register_sampler",

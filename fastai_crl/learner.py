@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from fastai_crl.callback import CRLCallback, Schedule
+from fastai_crl.evaluate.decisions import set_thresholds, thresholds_of
 from fastai_crl.evaluate.metrics import MacroF1, MeanAP
-from fastai_crl.evaluate.predictions import show_predictions
-from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, set_thresholds, thresholds_of
+from fastai_crl.evaluate.predictions import loader_of, predict_probabilities, show_predictions
+from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_names
 from fastai_crl.losses.baselines import make_loss
@@ -62,10 +63,10 @@ class CRLLearner(Learner):
     ) -> list[Axes] | None:
         """Images with the labels found, missed and falsely given, and their probabilities: see `show_predictions`.
 
-        Of images other than `TensorMultiChannel`, and a loss without activation, fastai's own.
+        Of images other than `TensorMultiChannel`, fastai's own.
         """
-        loader = self.dls[ds_idx] if dl is None else dl
-        if isinstance(loader.one_batch()[0], TensorMultiChannel) and hasattr(self.loss_func, "activation"):
+        loader = loader_of(self, ds_idx) if dl is None else dl
+        if isinstance(loader.one_batch()[0], TensorMultiChannel):
             return show_predictions(self, ds_idx, dl, max_n, shuffle, **kwargs)
         return super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
 
@@ -74,7 +75,7 @@ class CRLLearner(Learner):
 
         options: of the function `fit_thresholds`. Returns `FittedThresholds`: (thresholds, report).
         """
-        probs, targets = self.get_preds(ds_idx=ds_idx, dl=dl)
+        probs, targets = predict_probabilities(self, ds_idx, dl, need_targets=True)
         options.setdefault("names", label_names(self.dls, probs.shape[1]))
         fitted = fit_thresholds(probs, targets, **options)
         self.thresholds = fitted.thresholds

@@ -15,7 +15,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from fastai_crl.evaluate.metrics import class_balanced_accuracy, decide, macro_f1, mean_ap
+from fastai_crl.evaluate.decisions import decide
+from fastai_crl.evaluate.metrics import class_balanced_accuracy, macro_f1, mean_ap
 from fastai_crl.evaluate.thresholds import fit_thresholds
 
 __all__ = ["evaluate", "evaluate_valid", "fit_shift", "geometry", "knn", "probabilities", "probe"]

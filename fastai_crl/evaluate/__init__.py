@@ -1,5 +1,6 @@
 """What a trained learner is worth and what it decides: metrics, thresholds, interpretation, submissions."""
 
+from .decisions import decide, set_thresholds
 from .interpret import CRLInterpretation, EpochPreds
 from .metrics import (
     CalibrationError,
@@ -12,9 +13,9 @@ from .metrics import (
     frequency_groups,
     label_report,
 )
-from .predictions import show_predictions
+from .predictions import predict_probabilities, show_predictions
 from .submission import write_submission
-from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds, set_thresholds
+from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds
 from .tta import d4_tta
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "MeanAUROC",
     "MicroF1",
     "d4_tta",
+    "decide",
     "fit_thresholds",
     "frequency_groups",
     "label_report",
+    "predict_probabilities",
     "rate_thresholds",
     "set_thresholds",
     "show_predictions",

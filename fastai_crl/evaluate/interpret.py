@@ -17,8 +17,9 @@ from fastai_crl.labels import label_counts, label_names
 from fastai_crl.mining.profile import minority
 
 from ._interpret_plots import Plots
-from .metrics import decisions, label_report
-from .thresholds import threshold_in_use
+from .decisions import as_array, as_probabilities, decisions, threshold_in_use
+from .metrics import label_report
+from .predictions import in_order, predict_probabilities
 
 __all__ = ["CRLInterpretation", "EpochPreds"]
 
@@ -50,7 +51,7 @@ class EpochPreds(Callback):
         if self.fitting:
             apart = [cb for cb in self.learn.cbs if getattr(cb, "remove_on_fetch", False)]
             with self.learn.removed_cbs(apart) as learn:
-                self.epochs.append(learn.get_preds(dl=_plain_dl(learn, self.ds_idx), inner=True)[0].half())
+                self.epochs.append(predict_probabilities(learn, self.ds_idx, inner=True)[0].half())
 
 
 class CRLInterpretation(Plots):
@@ -58,7 +59,7 @@ class CRLInterpretation(Plots):
 
     Args:
         probs: (n, C) probabilities.
-        targets: (n, C) of 0 and 1, or (n,) class indices.
+        targets: (n, C) of 0 and 1; (n,) or (n, 1) class indices.
         names: C names of the labels; default the column numbers.
         counts: (C,) positives in the training set. Default: those of `targets`.
         n_train: images in the training set. Default: n.
@@ -81,10 +82,10 @@ class CRLInterpretation(Plots):
         dl: Any = None,
         triplets: pd.DataFrame | None = None,
     ):
-        self.probs, self.single_label = np.asarray(probs), np.ndim(targets) == 1
-        self.targets, self.chosen = decisions(probs, targets, thresh)
+        self.probs = as_probabilities(probs)
+        self.targets, self.chosen, self.single_label = decisions(self.probs, targets, thresh)
         self.names = list(names) if names is not None else [str(c) for c in range(self.probs.shape[1])]
-        self.counts = self.targets.sum(0) if counts is None else np.asarray(counts)
+        self.counts = self.targets.sum(0) if counts is None else as_array(counts)
         self.n_train = n_train or len(self.probs)
         self.thresh, self.dl, self.triplets = thresh, dl, triplets
 
@@ -95,12 +96,12 @@ class CRLInterpretation(Plots):
         Decisions are those of the learner's own thresholds. Where its data set does not tell the labels of the training
         images without opening them, `counts` are those of the predicted images.
         """
-        dl = _plain_dl(learn, ds_idx) if dl is None else dl
-        probs, targets = learn.get_preds(dl=dl)
+        dl = in_order(learn, ds_idx) if dl is None else dl
+        probs, targets = predict_probabilities(learn, dl=dl, need_targets=True)
         n_classes, thresh = probs.shape[1], threshold_in_use(learn)
         triplets = learn.crl.counts_frame() if hasattr(learn, "crl") and learn.crl.history else None
         counts = label_counts(learn.dls.train, n_classes)
-        n_train = None if counts is None else len(learn.dls.train_ds)
+        n_train = None if counts is None else len(learn.dls.train.dataset)
         return cls(probs, targets, label_names(learn.dls, n_classes), counts, n_train, thresh, dl, triplets)
 
     def report(self) -> pd.DataFrame:
@@ -154,7 +155,7 @@ class CRLInterpretation(Plots):
         if epochs is not None:
             if not len(epochs) or any(np.shape(e) != self.probs.shape for e in epochs):
                 raise ValueError(f"epochs must be probabilities of this data, each of shape {self.probs.shape}.")
-            scores = np.mean([np.asarray(e, float)[:, c] for e in epochs], 0)
+            scores = np.mean([as_array(e)[:, c].astype(float) for e in epochs], 0)
         among = np.flatnonzero(self.targets[:, c] == (kind == "positive"))
         order = among[np.argsort(sign * scores[among], kind="stable")][:n]
         true = [[self.names[j] for j in np.flatnonzero(self.targets[i])] for i in order]
@@ -212,10 +213,3 @@ class CRLInterpretation(Plots):
         for name in ("AP", "F1"):
             frame[[name, f"{name}_baseline", f"{name}_gain"]] = np.c_[here[name], there[name], here[name] - there[name]]
         return frame.sort_values("train", kind="stable")
-
-
-def _plain_dl(learn: Learner, ds_idx: int) -> Any:
-    """A loader of one of the learner's data sets, all of it in order, with the transforms of validation."""
-    if ds_idx == 1:
-        return learn.dls.valid.new(shuffle=False, drop_last=False)
-    return learn.dls.test_dl(learn.dls[ds_idx].items, with_labels=True)

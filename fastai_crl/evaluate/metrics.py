@@ -1,7 +1,8 @@
 """Metrics of imbalanced tasks, from scikit-learn: as functions of predictions, as fastai metrics, and as a table.
 
-The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label) or (n,) class indices (one label:
-the decision is the likeliest), as arrays or tensors. Where a label leaves a value undefined:
+The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label), or (n,) or (n, 1) class indices
+(single-label: the decision is the likeliest class), as arrays or tensors. Of a probability that is NaN or infinite
+every one of them makes NaN. Where a label leaves a value undefined:
 
 - F1, precision, recall: 0 for a label that neither occurs nor is predicted (scikit-learn's `zero_division=0`), and it
   counts in the mean;
@@ -12,12 +13,14 @@ the decision is the likeliest), as arrays or tensors. Where a label leaves a val
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.metrics import AccumMetric, ActivationType
+from fastai.learner import Learner
+from fastai.metrics import AccumMetric
+from fastai.torch_core import to_float
 from numpy.typing import ArrayLike
 from sklearn.metrics import (
     average_precision_score,
@@ -27,6 +30,10 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
+
+from fastai_crl._fastai import activation_of, is_single_label
+
+from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest, threshold_in_use
 
 __all__ = [
     "CalibrationError",
@@ -38,7 +45,6 @@ __all__ = [
     "MicroF1",
     "calibration_error",
     "class_balanced_accuracy",
-    "decide",
     "frequency_groups",
     "label_report",
     "macro_f1",
@@ -48,33 +54,6 @@ __all__ = [
 ]
 
 GROUPS = ("head", "medium", "tail")
-
-
-def decide(probs: ArrayLike, thresh: float | ArrayLike = 0.5) -> np.ndarray:
-    """Decisions (n, C) bool: yes where a probability of `probs` (n, C) is above `thresh`, one number or (C,) of them.
-
-    Raises ValueError for thresholds of another shape.
-    """
-    probs, thresh = np.asarray(probs), thresh if isinstance(thresh, float | int) else np.asarray(thresh)
-    if np.ndim(thresh) and thresh.shape != probs.shape[1:]:
-        raise ValueError(
-            f"thresh of shape {thresh.shape} does not fit probabilities of shape {probs.shape}: give one number, or "
-            "one per label."
-        )
-    return probs > thresh
-
-
-def _matrix(targ: ArrayLike, n_classes: int) -> np.ndarray:
-    """Targets of either kind as (n, C) bool."""
-    targ = np.asarray(targ)
-    return targ > 0.5 if targ.ndim == 2 else np.eye(n_classes, dtype=bool)[targ.astype(int)]
-
-
-def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and decisions, both (n, C) bool."""
-    pred = np.asarray(pred)
-    chosen = decide(pred, thresh) if np.ndim(targ) == 2 else _matrix(pred.argmax(1), pred.shape[1])
-    return _matrix(targ, pred.shape[1]), chosen
 
 
 def _sklearn(score: Callable[..., Any], targ: np.ndarray, chosen: np.ndarray, **options: Any) -> Any:
@@ -122,59 +101,76 @@ def _binned_gap(confidence: np.ndarray, hit: np.ndarray, bins: int) -> float:
 
 
 # ---- functions ----
+def _nan_of_nan(metric: Callable[..., float]) -> Callable[..., float]:
+    """Return `metric`, NaN where a prediction is not finite: a network that diverged has no score."""
+
+    @wraps(metric)
+    def checked(pred: ArrayLike, targ: ArrayLike, *args: Any, **kwargs: Any) -> float:
+        pred = as_array(pred)
+        return metric(pred, targ, *args, **kwargs) if np.isfinite(pred).all() else np.nan
+
+    return checked
+
+
+@_nan_of_nan
 def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     """Macro-averaged F1 of probabilities (n, C) cut at `thresh`, a number or (C,), against targets; 0 to 1.
 
     The average is over all labels; one that neither occurs nor is predicted counts as 0 (scikit-learn's
     `zero_division=0`).
     """
-    return float(f1_by_label(*decisions(pred, targ, thresh)).mean())
+    return float(f1_by_label(*decisions(pred, targ, thresh)[:2]).mean())
 
 
+@_nan_of_nan
 def micro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     """F1 of all decisions of all labels counted together, as `macro_f1`; 0 to 1. With class indices: the accuracy."""
-    return float(_sklearn(f1_score, *decisions(pred, targ, thresh), average="micro", zero_division=0))
+    return float(_sklearn(f1_score, *decisions(pred, targ, thresh)[:2], average="micro", zero_division=0))
 
 
+@_nan_of_nan
 def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     """The CRL paper's measure (arXiv:1804.10851, section 4); 0 to 1, NaN where no label has both sides.
 
     Multi-label: the mean over labels of (true positive rate + true negative rate)/2, without the labels that have no
     positive or no negative. Single-label: balanced accuracy, the mean over classes that occur of their recall.
     """
-    targets, chosen = decisions(pred, targ, thresh)
-    if np.ndim(targ) == 2:
+    targets, chosen, single_label = decisions(pred, targ, thresh)
+    if not single_label:
         return _mean(balanced_by_label(targets, chosen))
     return _mean(_sklearn(recall_score, targets, chosen, average=None, zero_division=np.nan))
 
 
+@_nan_of_nan
 def mean_ap(pred: ArrayLike, targ: ArrayLike, labels: ArrayLike | None = None) -> float:
     """Mean average precision: over the labels that have a positive, for the others have none; 0 to 1, NaN without any.
 
     `labels`: indices, or (C,) bool, of the labels to average over; default all.
     """
-    pred = np.asarray(pred)
-    targ = _matrix(targ, pred.shape[1])
-    picked = slice(None) if labels is None else np.asarray(labels)
-    return _mean(_ap(pred[:, picked], targ[:, picked]))
+    pred = as_array(pred)
+    targets = as_targets(targ, pred.shape)[0]
+    picked = slice(None) if labels is None else as_array(labels)
+    return _mean(_ap(pred[:, picked], targets[:, picked]))
 
 
+@_nan_of_nan
 def mean_auroc(pred: ArrayLike, targ: ArrayLike) -> float:
     """Mean area under the ROC curve over the labels that have a positive and a negative; 0 to 1, NaN without any."""
-    pred = np.asarray(pred)
-    return _mean(_auroc(pred, _matrix(targ, pred.shape[1])))
+    pred = as_array(pred)
+    return _mean(_auroc(pred, as_targets(targ, pred.shape)[0]))
 
 
+@_nan_of_nan
 def calibration_error(pred: ArrayLike, targ: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error (Guo et al., arXiv:1706.04599), `bins` equal bins; 0 (calibrated) to 1.
 
     Multi-label: that of each label's probability, mean over all labels. Single-label: that of the likeliest class.
     """
-    pred = np.asarray(pred)
-    if np.ndim(targ) == 1:
-        return _binned_gap(pred.max(1), pred.argmax(1) == np.asarray(targ), bins)
-    columns = zip(pred.T, _matrix(targ, pred.shape[1]).T, strict=True)
-    return float(np.mean([_binned_gap(p, t, bins) for p, t in columns]))
+    pred = as_probabilities(pred, "pred")
+    targets, single_label = as_targets(targ, pred.shape)
+    if single_label:
+        return _binned_gap(pred.max(1), (targets & likeliest(pred)).any(1), bins)
+    return float(np.mean([_binned_gap(p, t, bins) for p, t in zip(pred.T, targets.T, strict=True)]))
 
 
 def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> np.ndarray:
@@ -189,41 +185,69 @@ def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -
         >>> frequency_groups([500, 100, 20, 19]).tolist()
         ['head', 'medium', 'medium', 'tail']
     """
-    counts = np.asarray(counts)
+    counts = as_array(counts)
     if not cuts[0] <= cuts[1]:
         raise ValueError(f"cuts={cuts}: give the count where tail ends and the one where head begins, in that order.")
     return np.where(counts > cuts[1], "head", np.where(counts < cuts[0], "tail", "medium"))
 
 
 # ---- fastai metrics ----
-def _metric(func: Callable[..., float], name: str, single_label: bool = False, **options: Any) -> AccumMetric:
-    # A partial, not AccumMetric's own options: its `thresh` takes one number, and cuts at >=.
-    activation = ActivationType.Softmax if single_label else ActivationType.Sigmoid
-    return AccumMetric(partial(func, **options), dim_argmax=-1, activation=activation, flatten=False, name=name)
+class _ProbabilityMetric(AccumMetric):
+    """A function of (probabilities, targets) over an epoch: the probabilities are those of the learner's own loss.
+
+    Args:
+        func: of (probs, targets), and `options`.
+        name: of the column.
+        single_label: the kind of task. Default: what the targets show.
+        **options: of `func`. A `thresh` of None follows the learner: what its loss decides by.
+    """
+
+    def __init__(self, func: Callable[..., float], name: str, single_label: bool | None = None, **options: Any):
+        super().__init__(func, flatten=False, name=name)
+        self.kwargs = options  # not passed on above: fastai's own `thresh` takes one number, and cuts at >=
+        self.single_label, self.follows = single_label, options.get("thresh", 0.5) is None
+        if self.follows:
+            self.kwargs["thresh"] = 0.5  # until a learner says otherwise
+        elif "thresh" in options:
+            check_thresholds(options["thresh"])
+
+    def accumulate(self, learn: Learner) -> None:
+        if self.follows:
+            self.kwargs["thresh"] = threshold_in_use(learn)
+        single_label = (
+            is_single_label(learn.y, learn.pred.shape[-1]) if self.single_label is None else self.single_label
+        )
+        self.accum_values(activation_of(learn.loss_func, single_label)(to_float(learn.pred)), learn.y, learn)
 
 
-def MacroF1(thresh: float | ArrayLike = 0.5) -> AccumMetric:
-    """`macro_f1` as a fastai metric of a multi-label learner, on sigmoid probabilities. Column `macro_f1`."""
-    return _metric(macro_f1, "macro_f1", thresh=thresh)
+def MacroF1(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
+    """`macro_f1` as a fastai metric, column `macro_f1`.
+
+    Args:
+        thresh: a probability above it, one or (C,), is a yes. None: what the learner's loss decides by, so 0.5 until
+            thresholds are set or fitted. Single-label tasks have none.
+        single_label: the kind of task. Default: what the targets show.
+    """
+    return _ProbabilityMetric(macro_f1, "macro_f1", single_label, thresh=thresh)
 
 
-def MicroF1(thresh: float | ArrayLike = 0.5) -> AccumMetric:
-    """`micro_f1` as a fastai metric of a multi-label learner. Column `micro_f1`."""
-    return _metric(micro_f1, "micro_f1", thresh=thresh)
+def MicroF1(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
+    """`micro_f1` as a fastai metric; arguments as for `MacroF1`. Column `micro_f1`."""
+    return _ProbabilityMetric(micro_f1, "micro_f1", single_label, thresh=thresh)
 
 
-def ClassBalancedAccuracy(thresh: float | ArrayLike = 0.5, single_label: bool = False) -> AccumMetric:
-    """`class_balanced_accuracy` as a fastai metric. Column `balanced_accuracy`."""
-    return _metric(class_balanced_accuracy, "balanced_accuracy", single_label, thresh=thresh)
+def ClassBalancedAccuracy(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
+    """`class_balanced_accuracy` as a fastai metric; arguments as for `MacroF1`. Column `balanced_accuracy`."""
+    return _ProbabilityMetric(class_balanced_accuracy, "balanced_accuracy", single_label, thresh=thresh)
 
 
-def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap", single_label: bool = False) -> AccumMetric:
+def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap", single_label: bool | None = None) -> AccumMetric:
     """`mean_ap` over all or some labels as a fastai metric. Column `name`."""
-    return _metric(mean_ap, name, single_label, labels=labels)
+    return _ProbabilityMetric(mean_ap, name, single_label, labels=labels)
 
 
 def MeanAPByGroup(
-    counts: ArrayLike, cuts: tuple[float, float] = (20, 100), single_label: bool = False
+    counts: ArrayLike, cuts: tuple[float, float] = (20, 100), single_label: bool | None = None
 ) -> list[AccumMetric]:
     """`MeanAP` of each of the `frequency_groups` that has a label, as columns `map_head`, `map_medium`, `map_tail`.
 
@@ -233,14 +257,14 @@ def MeanAPByGroup(
     return [MeanAP(groups == g, f"map_{g}", single_label) for g in GROUPS if (groups == g).any()]
 
 
-def MeanAUROC(single_label: bool = False) -> AccumMetric:
+def MeanAUROC(single_label: bool | None = None) -> AccumMetric:
     """`mean_auroc` as a fastai metric. Column `auroc`."""
-    return _metric(mean_auroc, "auroc", single_label)
+    return _ProbabilityMetric(mean_auroc, "auroc", single_label)
 
 
-def CalibrationError(bins: int = 15, single_label: bool = False) -> AccumMetric:
+def CalibrationError(bins: int = 15, single_label: bool | None = None) -> AccumMetric:
     """`calibration_error` as a fastai metric. Column `ece`."""
-    return _metric(calibration_error, "ece", single_label, bins=bins)
+    return _ProbabilityMetric(calibration_error, "ece", single_label, bins=bins)
 
 
 def label_report(
@@ -269,20 +293,23 @@ def label_report(
 
     Returns:
         A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
+
+    Raises:
+        ValueError: values that are no probabilities, targets or thresholds that do not fit them.
     """
-    probs = np.asarray(probs)
-    true, chosen = decisions(probs, targets, thresh)
+    probs = as_probabilities(probs)
+    true, chosen, single_label = decisions(probs, targets, thresh)
     precision, recall, f1, support = _sklearn(
         precision_recall_fscore_support, true, chosen, average=None, zero_division=0
     )
     table = {"support": support}
     if counts is not None:
-        table |= {"train": np.asarray(counts), "group": frequency_groups(counts, cuts)}
+        table |= {"train": as_array(counts), "group": frequency_groups(counts, cuts)}
     table |= {"precision": precision, "recall": recall, "F1": f1, "balanced": balanced_by_label(true, chosen)}
-    if np.ndim(targets) == 2:
-        table["threshold"] = np.broadcast_to(np.asarray(thresh, float), len(support))
+    if not single_label:
+        table["threshold"] = np.broadcast_to(check_thresholds(thresh), len(support))
     ece = [_binned_gap(p, t, 15) for p, t in zip(probs.T, true.T, strict=True)]
     table |= {"AP": _ap(probs, true), "AUROC": _auroc(probs, true), "ECE": ece}
     if triplets is not None:
-        table["triplets"] = np.asarray(triplets)
+        table["triplets"] = as_array(triplets)
     return pd.DataFrame(table, index=pd.Index(range(len(support)) if names is None else names, name="label"))

@@ -1,18 +1,118 @@
-"""Predictions of a learner, shown."""
+"""Predictions of a learner: the probabilities, of whatever loss and loader, and pictures of them."""
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from fastcore.basics import noop
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import IterableDataset, SequentialSampler
 
+from fastai_crl._fastai import activation_of, is_single_label
 from fastai_crl.images.show import draw_images, prediction_lines
 from fastai_crl.labels import shown_names
 
-from .metrics import decide
+from .decisions import as_probabilities, as_targets, decide, likeliest, threshold_in_use
 
-__all__ = ["show_predictions"]
+__all__ = ["in_order", "loader_of", "predict_probabilities", "show_predictions"]
+
+
+def predict_probabilities(
+    learn: Learner,
+    ds_idx: int = 1,
+    dl: Any = None,
+    need_targets: bool = False,
+    inner: bool = False,
+    predict: Callable[..., tuple[Tensor, ...]] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Predict a data set: probabilities as the learner's loss defines them, see `activation_of`.
+
+    Args:
+        learn: any learner whose network gives (n, C), or (n,) for one label.
+        ds_idx: the loader of `learn.dls`, 1 for validation, 0 for training; all of it, in order, as in validation.
+        dl: a loader in its place, of fastai or torch, or a list of batches.
+        need_targets: raise where the loader gives none.
+        inner: as for `Learner.get_preds`, for use within a fit.
+        predict: test-time augmentation in place of `get_preds`, called as `predict(learn, dl=dl)`; its first result are
+            probabilities.
+
+    Returns:
+        Probabilities (n, C), float32, and targets, None where the loader gives none; both on the CPU.
+
+    Raises:
+        ValueError: nothing to predict, a network of several outputs, values that are no probabilities.
+    """
+    dl = in_order(learn, ds_idx) if dl is None else dl
+    if hasattr(dl, "__len__") and len(dl) == 0:
+        raise ValueError("The loader given as dl= holds no batch: there is nothing to predict.")
+    if predict is not None:
+        out, *others = predict(learn, dl=dl)
+        targets = others[0] if others else None
+    else:
+        out, targets = learn.get_preds(dl=dl, act=noop, inner=inner)[:2]
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
+        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{len(out)} parts"
+        raise ValueError(f"The network's output has {what}: give one output (n, C), a column per label.")
+    if not isinstance(targets, Tensor):
+        targets = None
+    if need_targets and targets is None:
+        raise ValueError(
+            "The loader gives no targets: pass one with labels, such as dls.test_dl(items, with_labels=True)."
+        )
+    out = out.as_subclass(Tensor).float().reshape(len(out), -1)
+    if predict is None:
+        single_label = is_single_label(learn.dls if targets is None else targets, out.shape[1])
+        activation = activation_of(learn.loss_func, single_label)
+        # Batch by batch, as an element's last bit can depend on its place in the tensor.
+        size = getattr(dl, "bs", None) or getattr(dl, "batch_size", None) or len(out)
+        out = torch.cat([activation(batch) for batch in out.split(size)])
+    return torch.from_numpy(as_probabilities(out, f"Predictions ({type(learn.loss_func).__name__})")), targets
+
+
+def in_order(learn: Learner, ds_idx: int = 1) -> Any:
+    """Return a loader of one of the learner's data sets, all of it in order, with the transforms of validation."""
+    loader = loader_of(learn, ds_idx)
+    if not isinstance(loader, DataLoader):
+        return _torch_in_order(loader)
+    if ds_idx != 1 and hasattr(loader.dataset, "items"):
+        return learn.dls.test_dl(loader.dataset.items, with_labels=True)
+    return loader.new(shuffle=False, drop_last=False)
+
+
+def loader_of(learn: Learner, ds_idx: int) -> Any:
+    """Return the learner's loader of one of its data sets, which must not be empty.
+
+    Raises ValueError where it is empty or missing, and names the way out.
+    """
+    loaders = learn.dls.loaders
+    if ds_idx >= len(loaders) or _is_empty(loaders[ds_idx]):
+        what = "There is no validation set (valid_pct=0?)" if ds_idx == 1 else f"dls[{ds_idx}] holds no item"
+        raise ValueError(
+            f"{what}: pass dl= of images that the network was not trained on, such as "
+            "dl=learn.dls.test_dl(items, with_labels=True), or ds_idx=0 for the training set, which flatters."
+        )
+    return loaders[ds_idx]
+
+
+def _is_empty(loader: Any) -> bool:
+    dataset = getattr(loader, "dataset", loader)
+    return hasattr(dataset, "__len__") and len(dataset) == 0
+
+
+def _torch_in_order(loader: Any) -> Any:
+    """Return a loader of torch without shuffling or a dropped rest; one that has its own order, or is a list, as is."""
+    if not isinstance(loader, TorchLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    if isinstance(loader.sampler, SequentialSampler) and not loader.drop_last:
+        return loader
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 64)
+    options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
+    return TorchLoader(loader.dataset, size, shuffle=False, **options)
 
 
 def show_predictions(
@@ -33,32 +133,24 @@ def show_predictions(
         max_n: images at the most.
         shuffle: another batch each time.
         thresh: multi-label: labels of a probability above it are predicted; one number, or one per label. Default: the
-            decisions of the learner's loss, so its own thresholds where it has some; 0.5 if the loss makes none.
+            the learner's own thresholds where it has some, else 0.5.
         kwargs: options of `draw_images`: channels, split, stretch, nrows, ncols, figsize, ctxs.
 
     Returns:
         The axes, one per panel, image after image.
 
     Raises:
-        ValueError: thresholds that do not fit, a loss that gives no probabilities; what `draw_images` raises.
+        ValueError: no image, thresholds that do not fit, no probabilities; what `draw_images` raises.
     """
-    dl = learn.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+    dl = loader_of(learn, ds_idx).new(shuffle=shuffle) if dl is None else dl
     batch = dl.one_batch()
-    probs, targets, decided = (
-        o if o is None else np.asarray(o) for o in learn.get_preds(dl=[batch], with_decoded=True)
-    )
-    if probs.min() < 0 or probs.max() > 1:
-        raise ValueError(
-            f"Predictions from {probs.min():.3g} to {probs.max():.3g} are no probabilities: use a loss with an "
-            f"activation, such as fastai's BCEWithLogitsLossFlat, not {type(learn.loss_func).__name__}."
-        )
-    n_classes = probs.shape[1]
-    if decided.ndim == 1:  # single-label
-        chosen, targets = (o if o is None else np.eye(n_classes)[o] for o in (decided, targets))
-    elif thresh is None and decided.dtype == bool:
-        chosen = decided
+    probs, targets = predict_probabilities(learn, dl=[batch])
+    probs, n_classes = probs.numpy(), probs.shape[1]
+    if is_single_label(learn.dls if targets is None else targets, n_classes):
+        chosen = likeliest(probs)
     else:
-        chosen = decide(probs, 0.5 if thresh is None else thresh)
+        chosen = decide(probs, threshold_in_use(learn) if thresh is None else thresh)
+    targets = None if targets is None else as_targets(targets, probs.shape)[0]
     names = shown_names(learn.dls, n_classes)
     images = dl.show_batch(batch, max_n=max_n, show=False)[2].itemgot(0)
     captions = [

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastai_crl._errors import offenders
 from fastai_crl.images.layout import replace_file
 
-from .thresholds import threshold_in_use
+from .decisions import threshold_in_use
 
 __all__ = ["write_submission"]
 

@@ -1,16 +1,13 @@
-"""Decisions of a multi-label network: a threshold per label, fitted without fooling oneself, kept in the learner."""
+"""Thresholds of a multi-label network: one per label, fitted without fooling oneself."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from fastai.learner import Learner
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
@@ -18,16 +15,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from fastai_crl._checks import check_choice
 
-from .metrics import balanced_by_label, decide, f1_by_label
+from .decisions import as_array, as_probabilities, as_targets, decide
+from .metrics import balanced_by_label, f1_by_label
 
-__all__ = [
-    "FittedThresholds",
-    "fit_thresholds",
-    "rate_thresholds",
-    "set_thresholds",
-    "threshold_in_use",
-    "thresholds_of",
-]
+__all__ = ["FittedThresholds", "fit_thresholds", "rate_thresholds"]
 
 How = Literal["f1", "balanced", "rate"]
 _Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, descending; and the measure there
@@ -131,55 +122,9 @@ def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
 
     Needs no targets, so it may look at the very images to be decided. Raises ValueError for rates outside [0, 1].
     """
-    probs = np.asarray(probs, float)
+    probs = as_probabilities(probs).astype(float)
     rates = _check_rates(rates, probs.shape[1])
     return np.array([_rate_cut(p, r) for p, r in zip(probs.T, rates, strict=True)])
-
-
-def set_thresholds(learn: Learner, thresholds: float | ArrayLike) -> None:
-    """Make any multi-label learner decide by `thresholds`: one number, or (C,), in [0, 1].
-
-    They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
-    `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
-
-    Raises ValueError for thresholds out of range or of another number than the labels, and for a loss function without
-    thresholds.
-    """
-    if _decider(learn) is None:
-        raise ValueError(
-            f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
-            "such as BCEWithLogitsLossFlat()."
-        )
-    values = torch.as_tensor(np.array(thresholds), dtype=torch.float64)  # float32 could round a threshold onto a score
-    n_classes = len(getattr(learn.dls, "vocab", None) or values.reshape(-1))
-    if values.shape not in ((), (n_classes,)) or not bool(((values >= 0) & (values <= 1)).all()):
-        raise ValueError(
-            f"thresholds={values.tolist()} do not fit {n_classes} labels: give one number, or one per label, in [0, 1]."
-        )
-    # A copy: fastai's data blocks share their default loss function among all learners.
-    learn.loss_func = deepcopy(learn.loss_func)
-    _decider(learn).thresh = values if values.ndim else float(values)
-
-
-def thresholds_of(learn: Learner) -> np.ndarray | None:
-    """Thresholds (C,) that `set_thresholds` gave a learner; None where it has one number for all labels, or none."""
-    thresh = threshold_in_use(learn)
-    return thresh if np.ndim(thresh) else None
-
-
-def threshold_in_use(learn: Learner) -> float | np.ndarray:
-    """What a multi-label learner decides by: one number, 0.5 where its loss function has none, or (C,) thresholds."""
-    thresh = getattr(_decider(learn), "thresh", 0.5)
-    thresh = thresh.cpu().numpy().copy() if isinstance(thresh, torch.Tensor) else np.array(thresh)
-    return thresh if thresh.ndim else float(thresh)
-
-
-def _decider(learn: Learner) -> Any:
-    """The loss, under a `CRLLoss` too, that cuts probabilities at `thresh`; None if there is none."""
-    loss = learn.loss_func
-    while loss is not None and not hasattr(loss, "thresh"):
-        loss = getattr(loss, "base_loss", None)
-    return loss
 
 
 # ---- fitting in one split: `inside`, (n, C) bool, says which samples of which label it may see ----
@@ -246,7 +191,7 @@ def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
-    rates = np.asarray(rates, float)
+    rates = as_array(rates).astype(float)
     if rates.shape != (n_classes,) or not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError(f"rates={rates.tolist()} do not fit {n_classes} labels: give one share in [0, 1] per label.")
     return rates
@@ -256,16 +201,12 @@ def _check(
     probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
     check_choice("how", how, ("f1", "balanced", "rate"))
-    probs, targets = np.asarray(probs, float), np.asarray(targets)
-    if probs.ndim != 2 or targets.shape != probs.shape:
-        raise ValueError(
-            f"probs of shape {probs.shape} and targets of shape {targets.shape}: thresholds need (n, C) of both. (A "
-            "single-label task has none: it takes the likeliest class.)"
-        )
-    if not ((probs >= 0) & (probs <= 1)).all():
-        raise ValueError(f"probs run from {probs.min()} to {probs.max()}: give probabilities, in [0, 1].")
-    if not np.isin(targets, (0, 1)).all() or not targets.any():
-        raise ValueError("targets must be 0 and 1, with at least one 1: there is nothing to fit to.")
+    probs = as_probabilities(probs).astype(float)
+    targets, single_label = as_targets(targets, probs.shape)
+    if single_label:
+        raise ValueError("targets are class indices: a single-label task takes the likeliest class, and no thresholds.")
+    if not targets.any():
+        raise ValueError("targets hold no 1: there is nothing to fit to.")
     if not shrink >= 0:
         raise ValueError(f"shrink={shrink}: give a number of positives, 0 or more, that weigh as much as the others.")
     if folds < 2 or repeats < 1 or len(probs) < 2 * folds:
@@ -273,4 +214,4 @@ def _check(
             f"folds={folds}, repeats={repeats} for {len(probs)} samples: give at least 2 folds, 1 repeat, and 2 "
             "samples per fold."
         )
-    return probs, targets.astype(bool)
+    return probs, targets

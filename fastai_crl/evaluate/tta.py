@@ -7,11 +7,14 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import to_float
-from fastcore.basics import getcallable, noop
+from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor
 
+from fastai_crl._fastai import activation_of, is_single_label
 from fastai_crl.augment.presets import d4
+
+from .predictions import in_order, loader_of
 
 __all__ = ["d4_tta"]
 
@@ -25,8 +28,11 @@ class _D4Predictions(Callback):
 
     order = 1  # right after GatherPredsCallback
 
-    def __init__(self, act: Callable[[Tensor], Tensor]):
+    def __init__(self, act: Callable[[Tensor], Tensor] | None):
         self.act = act
+
+    def before_validate(self) -> None:
+        self.known = self.act
 
     def before_batch(self) -> None:
         x = self.xb[0]
@@ -39,9 +45,12 @@ class _D4Predictions(Callback):
     def after_loss(self) -> None:
         x, *others = self.xb
         n = 8 if x.shape[-2] == x.shape[-1] else 4
-        self.plain, total = self.pred, self.act(to_float(self.pred))
+        if self.known is None:
+            single_label = is_single_label(self.yb[0] if len(self.yb) else self.dls, self.pred.shape[-1])
+            self.known = activation_of(self.loss_func, single_label)
+        self.plain, total = self.pred, self.known(to_float(self.pred))
         for k in range(1, n):
-            total = total + self.act(to_float(self.model(d4(x, k), *others)))
+            total = total + self.known(to_float(self.model(d4(x, k), *others)))
         self.learn.pred = total / n
 
     def after_batch(self) -> None:
@@ -66,7 +75,7 @@ def d4_tta(
         learn: any learner whose first input is an image batch (B,C,H,W).
         ds_idx: the loader of `learn.dls`, as for `get_preds`.
         dl: a loader in its place.
-        act: activation. Default: that of the loss.
+        act: activation. Default: that of the loss, see `activation_of`.
         cbs: callbacks, as for `get_preds`.
         **kwargs: as for `get_preds` (`with_decoded`, `with_input`, `reorder` ...). With `with_loss` the losses are
             those of the images as they are.
@@ -77,8 +86,9 @@ def d4_tta(
     Raises:
         ValueError: inputs that are not image batches.
     """
-    dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
-    act = getcallable(learn.loss_func, "activation") if act is None else act
+    if dl is None:
+        loader = loader_of(learn, ds_idx)
+        dl = loader.new(shuffle=False, drop_last=False) if hasattr(loader, "new") else in_order(learn, ds_idx)
     as_validation = getattr(getattr(dl, "dataset", None), "set_split_idx", None)
     with as_validation(1) if as_validation else nullcontext():
         return learn.get_preds(dl=dl, act=noop, cbs=[*L(cbs), _D4Predictions(act)], **kwargs)

@@ -11,9 +11,9 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from fastai_crl.callback import CRLCallback
+from fastai_crl.evaluate.decisions import set_thresholds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import label_report
-from fastai_crl.evaluate.thresholds import set_thresholds
 from fastai_crl.labels import label_counts
 
 PROBS = np.array([[0.9, 0.2, 0.4], [0.8, 0.7, 0.1], [0.3, 0.6, 0.2], [0.6, 0.1, 0.3], [0.2, 0.8, 0.9]])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.metrics import (
     CalibrationError,
     ClassBalancedAccuracy,
@@ -22,7 +23,6 @@ from fastai_crl.evaluate.metrics import (
     MicroF1,
     calibration_error,
     class_balanced_accuracy,
-    decide,
     frequency_groups,
     label_report,
     macro_f1,
@@ -77,7 +77,7 @@ def test_decisions():
     assert decide(PROBS, 0.6).tolist() == (PROBS > 0.6).tolist()
     assert decide(PROBS, [0.85, 0.65, 0.35]).sum(0).tolist() == [1, 1, 1]
     assert decide(torch.tensor([[0.5, 0.51]]), torch.tensor([0.5, 0.5])).tolist() == [[False, True]]
-    with pytest.raises(ValueError, match=r"thresh of shape \(2,\) does not fit probabilities of shape \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"thresholds of shape \(2,\) do not fit 3 labels"):
         decide(PROBS, [0.1, 0.2])
 
 
@@ -211,3 +211,59 @@ def test_metrics_in_a_single_label_learner(tmp_path):
     values = learner(3 + probs.log(), classes, tmp_path, nn.CrossEntropyLoss(), metrics).validate()[1:]
     functions = (class_balanced_accuracy, mean_ap, calibration_error, mean_auroc)
     assert list(values) == pytest.approx([f(probs, classes) for f in functions], rel=1e-5)
+
+
+FUNCTIONS = (macro_f1, micro_f1, class_balanced_accuracy, mean_ap, mean_auroc, calibration_error)
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_predictions_that_are_not_finite_have_no_score(metric, value):
+    for single_label in (False, True):
+        targets = np.array([0, 1, 1, 0]) if single_label else TARGETS
+        one = PROBS.copy()
+        one[1, 2] = value
+        assert np.isnan(metric(one, targets)) and np.isnan(metric(np.full_like(PROBS, value), targets))
+        assert not np.isnan(metric(PROBS, targets))
+    with pytest.raises(ValueError, match="probs hold NaN"):
+        label_report(one, TARGETS)
+
+
+def test_a_network_that_diverged_ends_no_fit(tmp_path):
+    metrics = [MacroF1(), MicroF1(), ClassBalancedAccuracy(), MeanAP(), MeanAUROC(), CalibrationError()]
+    logits, targets = torch.full((4, 3), float("nan")), torch.tensor(TARGETS).float()
+    values = learner(logits, targets, tmp_path, nn.BCEWithLogitsLoss(), metrics).validate()[1:]
+    assert np.isnan(list(values)).all() and len(values) == 6
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
+def test_targets_in_a_column(metric):
+    classes = np.array([0, 2, 1, 1])
+    assert metric(PROBS, classes[:, None]) == metric(PROBS, classes)
+    assert metric(PROBS, torch.tensor(classes)[:, None].char()) == metric(PROBS, classes)
+    assert metric(PROBS[:, :1], TARGETS[:, 0]) == metric(PROBS[:, :1], TARGETS[:, :1])  # one label
+    for wrong in ([0, 1, -1, 2], [0, 1, 3, 2], [0, 1, 0.5, 2], TARGETS * 0.7, TARGETS - 1, TARGETS[:3]):
+        with pytest.raises(ValueError, match=r"(no labels|do not fit)"):
+            metric(PROBS, np.array(wrong))
+
+
+@pytest.mark.parametrize("metric", [macro_f1, micro_f1, class_balanced_accuracy, calibration_error, label_report])
+def test_logits_are_no_probabilities(metric):
+    with pytest.raises(ValueError, match=r"run from -2.2 to 2.2: give probabilities"):
+        metric(np.log(PROBS / (1 - PROBS)), TARGETS)
+    if metric in (macro_f1, micro_f1, class_balanced_accuracy, label_report):
+        with pytest.raises(ValueError, match=r"'0\.5' are not numbers"):
+            metric(PROBS, TARGETS, thresh="0.5")
+
+
+def test_metrics_of_half_precision():
+    probs = torch.tensor(PROBS).bfloat16().requires_grad_()
+    for metric in FUNCTIONS:
+        assert metric(probs, torch.tensor(TARGETS)) == pytest.approx(metric(probs.detach().double().numpy(), TARGETS))
+    assert label_report(probs, TARGETS).F1.tolist() == label_report(PROBS, TARGETS).F1.tolist()
+
+
+def test_a_threshold_is_checked_when_the_metric_is_made():
+    for make in (MacroF1, MicroF1, ClassBalancedAccuracy):
+        with pytest.raises(ValueError, match="out of range"):
+            make(1.5)

@@ -20,8 +20,8 @@ from fastcore.basics import noop
 from torch import nn
 
 from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.evaluate.decisions import set_thresholds
 from fastai_crl.evaluate.submission import write_submission
-from fastai_crl.evaluate.thresholds import set_thresholds
 
 N = 40
 

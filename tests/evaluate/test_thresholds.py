@@ -14,14 +14,9 @@ from scipy.special import expit, logit
 from torch import nn
 
 from fastai_crl.evaluate import thresholds as module
+from fastai_crl.evaluate.decisions import set_thresholds, threshold_in_use, thresholds_of
 from fastai_crl.evaluate.metrics import macro_f1
-from fastai_crl.evaluate.thresholds import (
-    fit_thresholds,
-    rate_thresholds,
-    set_thresholds,
-    threshold_in_use,
-    thresholds_of,
-)
+from fastai_crl.evaluate.thresholds import fit_thresholds, rate_thresholds
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.crl_loss import CRLLoss
 
@@ -186,9 +181,10 @@ def test_same_seed_same_thresholds():
         ({"folds": 201}, "folds=201"),
         ({"rates": [0.1, 0.1, 0.1]}, "leave one of them out"),
         ({"how": "rate", "rates": [0.1, 2, 0.1]}, r"rates=\[0.1, 2.0, 0.1\] do not fit 3 labels"),
-        ({"targets": np.zeros((400, 3))}, "at least one 1"),
-        ({"targets": np.full((400, 3), 0.3)}, "targets must be 0 and 1"),
-        ({"targets": np.zeros(400, int)}, r"targets of shape \(400,\)"),
+        ({"targets": np.zeros((400, 3))}, "targets hold no 1"),
+        ({"targets": np.full((400, 3), 0.3)}, r"no labels \(1 in all\): 0.3.*are 0 and 1"),
+        ({"targets": np.zeros((400, 2), int)}, r"targets of shape \(400, 2\), int64, do not fit"),
+        ({"targets": np.zeros(400, int)}, "single-label task takes the likeliest"),
         ({"probs": np.full((400, 3), 1.5)}, "probs run from 1.5 to 1.5"),
         ({"probs": np.full((400, 3), np.nan)}, "give probabilities"),
     ],
@@ -241,7 +237,7 @@ def test_thresholds_that_do_not_fit_the_learner(hpa_dls):
     learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=BCEWithLogitsLossFlat())
     with pytest.raises(ValueError, match=rf"do not fit {hpa_dls.c} labels"):
         set_thresholds(learn, [0.5, 0.5])
-    with pytest.raises(ValueError, match=r"thresholds=1.5 do not fit"):
+    with pytest.raises(ValueError, match=r"Thresholds out of range \(1 in all\): 1.5"):
         set_thresholds(learn, 1.5)
     for loss in (nn.BCEWithLogitsLoss(), make_loss("logit_adjusted", counts=[3, 4], single_label=True)):
         learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=loss)

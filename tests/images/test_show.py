@@ -323,10 +323,10 @@ def test_losses_without_decisions_or_probabilities(hpa):
     learn = Learner(dls, Fixed([0.7] + [0.2] * 27), loss_func=SigmoidOnly())
     ax = predictions(learn, dl=dls.test_dl(dls.valid_ds.items), max_n=1)[0]
     assert lines(ax) == [("Nucleoplasm .70", "black")]
-    learn.loss_func = nn.BCEWithLogitsLoss()
-    with pytest.raises(
-        ValueError, match=r"Predictions from -1\.39 to 0\.847 are no probabilities.*not BCEWithLogitsLoss"
-    ):
+    learn.loss_func = nn.BCEWithLogitsLoss()  # no activation: a loss of logits
+    assert lines(predictions(learn, dl=dls.test_dl(dls.valid_ds.items), max_n=1)[0]) == [("Nucleoplasm .70", "black")]
+    learn.loss_func = nn.MSELoss()  # a loss of the outputs themselves
+    with pytest.raises(ValueError, match=r"\(MSELoss\) run from -1\.39 to 0\.847: give probabilities"):
         predictions(learn)
 
 

@@ -1,0 +1,224 @@
+"""What a network decides: probabilities, targets and thresholds in one form, the decision, and a learner's own.
+
+Everything that decides (metrics, thresholds, interpretation, pictures, submissions) does so through `decide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.learner import Learner
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastai_crl._errors import offenders
+
+__all__ = [
+    "as_array",
+    "as_probabilities",
+    "as_targets",
+    "check_thresholds",
+    "decide",
+    "decisions",
+    "likeliest",
+    "set_thresholds",
+    "threshold_in_use",
+    "thresholds_of",
+]
+
+_ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def as_array(x: ArrayLike | Tensor) -> np.ndarray:
+    """Return `x` as a NumPy array: tensors of any device, precision and subclass, with or without gradient.
+
+    Half precision, which NumPy lacks or is slow in, becomes float32, exactly.
+    """
+    if isinstance(x, list | tuple) and any(isinstance(part, Tensor) for part in x):
+        x = np.array([as_array(part) for part in x])
+    if isinstance(x, Tensor):
+        x = x.detach().as_subclass(Tensor).cpu()
+        x = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def as_probabilities(probs: ArrayLike, name: str = "probs") -> np.ndarray:
+    """Return probabilities (n, C), finite and in [0, 1]; what rounding put beyond is brought back.
+
+    Raises:
+        ValueError: another shape, values that are not finite or out of range, as logits are.
+    """
+    probs = _as_scores(probs, name)
+    if not np.isfinite(probs).all():
+        raise ValueError(f"{name} hold NaN or infinity: give probabilities. Has the training diverged?")
+    low, high = (float(probs.min()), float(probs.max())) if probs.size else (0.0, 1.0)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"{name} run from {low:.3g} to {high:.3g}: give probabilities, in [0, 1]. Of logits they are, multi-label, "
+            "logits.sigmoid(); single-label, logits.softmax(1)."
+        )
+    return probs if low >= 0 and high <= 1 else probs.clip(0, 1)
+
+
+def _as_scores(scores: ArrayLike, name: str = "pred") -> np.ndarray:
+    scores = as_array(scores)
+    if scores.ndim != 2 or scores.shape[1] < 1 or scores.dtype.kind not in "biuf":
+        raise ValueError(f"{name} of shape {scores.shape}, {scores.dtype}: give numbers (n, C), a column per label.")
+    return scores if scores.dtype.kind == "f" else scores.astype(float)
+
+
+def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+    """Return targets as (n, C) bool, and whether the task is single-label.
+
+    Args:
+        targets: (n, C) of 0 and 1; (n,) or (n, 1) class indices. With C = 1 always 0 and 1.
+        shape: (n, C) of the predictions.
+
+    Raises:
+        ValueError: another shape; values other than 0 and 1, or other than whole numbers from 0 to C - 1.
+    """
+    targets, (n, n_classes) = as_array(targets), shape
+    single_label = n_classes > 1 and targets.shape in ((n,), (n, 1))
+    if targets.dtype.kind not in "biuf" or (targets.shape != shape and not single_label and targets.shape != (n,)):
+        raise ValueError(
+            f"targets of shape {targets.shape}, {targets.dtype}, do not fit predictions of shape {shape}: give (n, C) "
+            "of 0 and 1, or (n,) class indices."
+        )
+    targets = targets.reshape(n) if single_label else targets.reshape(shape)
+    wrong = ~np.isin(targets, np.arange(n_classes) if single_label else (0, 1))
+    if wrong.any():
+        rule = f"are class indices, 0 to {n_classes - 1}" if single_label else "are 0 and 1; round fractions yourself"
+        bad = np.unique(targets[wrong]).tolist()
+        raise ValueError(
+            offenders("Targets that are no labels", bad, f"Targets of predictions of shape {shape} {rule}.")
+        )
+    if not single_label:
+        return targets.astype(bool), False
+    return np.eye(n_classes, dtype=bool)[targets.astype(int)], True
+
+
+# ---------------------------------------------------------------- thresholds and decisions
+
+
+def check_thresholds(
+    thresholds: float | ArrayLike | Mapping[Any, float],
+    n_classes: int | None = None,
+    names: Sequence[Any] | None = None,
+) -> np.ndarray:
+    """Return thresholds as float64: (), one for all labels, or (C,), one for each.
+
+    Args:
+        thresholds: a number, C numbers, or, with `names`, a mapping from every label to its own.
+        n_classes: C; where it is not given, any number of thresholds will do.
+        names: of the labels, in the order of the columns.
+
+    Raises:
+        ValueError: text, another number of thresholds than of labels, one out of [0, 1], labels missing or unknown.
+    """
+    if isinstance(thresholds, Mapping):
+        if names is None:
+            raise ValueError("thresholds by label need the names of the labels: give numbers, in the columns' order.")
+        given, names = {str(k): v for k, v in thresholds.items()}, [str(name) for name in names]
+        if wrong := sorted(given.keys() ^ set(names)):
+            fix = "Give each label of the vocab, and no other, its threshold."
+            raise ValueError(offenders("Labels without threshold, or thresholds without label", wrong, fix))
+        thresholds = [given[name] for name in names]
+    try:
+        cuts = as_array(thresholds)
+    except ValueError:  # a list of lists of different lengths
+        cuts = np.array(None)
+    rule = "give one number, or one per label" + (f", {n_classes}" if n_classes else "") + ", in [0, 1]"
+    if cuts.dtype.kind not in "iuf":
+        raise ValueError(f"thresholds={thresholds!r} are not numbers: {rule}.")
+    if cuts.ndim > 1 or (cuts.ndim and n_classes not in (None, len(cuts))):
+        raise ValueError(f"thresholds of shape {cuts.shape} do not fit {n_classes or 'the'} labels: {rule}.")
+    if bad := [float(c) for c in cuts.ravel() if not 0 <= c <= 1]:
+        raise ValueError(offenders("Thresholds out of range", bad, "They cut probabilities: give 0 to 1."))
+    return cuts.astype(np.float64)
+
+
+def decide(
+    probs: ArrayLike, thresholds: float | ArrayLike | Mapping[Any, float] = 0.5, at_least_one: bool = False
+) -> np.ndarray:
+    """Return the labels that are predicted, (n, C) bool: those of a probability above the threshold.
+
+    Args:
+        probs: (n, C) probabilities.
+        thresholds: one for all labels, or (C,).
+        at_least_one: a sample without any such label gets its likeliest.
+
+    Raises:
+        ValueError: see `check_thresholds`.
+    """
+    probs = _as_scores(probs, "probs")
+    cuts = check_thresholds(thresholds, probs.shape[1])
+    # As a loss of torch compares: with one number in the precision of the probabilities, with several in float64.
+    chosen = probs > (cuts if cuts.ndim else cuts.astype(probs.dtype))
+    if at_least_one:
+        alone = ~chosen.any(1)
+        chosen[alone] = likeliest(probs[alone])
+    return chosen
+
+
+def likeliest(probs: np.ndarray) -> np.ndarray:
+    """Return the decisions (n, C) bool of a single-label task: for each sample the class of the highest probability."""
+    return np.eye(probs.shape[1], dtype=bool)[probs.argmax(1)]
+
+
+def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return targets and decisions, both (n, C) bool, and whether the task is single-label."""
+    pred = as_probabilities(pred, "pred")
+    targets, single_label = as_targets(targ, pred.shape)
+    return targets, likeliest(pred) if single_label else decide(pred, thresh), single_label
+
+
+# ---------------------------------------------------------------- in a learner
+
+
+def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, float]) -> None:
+    """Make any multi-label learner decide by `thresholds`: one number, (C,), or one by label, in [0, 1].
+
+    They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
+    `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
+
+    Raises ValueError for thresholds out of range or of another number than the labels, and for a loss function without
+    thresholds.
+    """
+    if _decider(learn.loss_func) is None:
+        raise ValueError(
+            f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
+            "such as BCEWithLogitsLossFlat()."
+        )
+    vocab = getattr(learn.dls, "vocab", None)
+    values = check_thresholds(thresholds, len(vocab) if vocab else None, vocab)
+    # A copy: fastai's data blocks share their default loss function among all learners.
+    learn.loss_func = deepcopy(learn.loss_func)
+    # In float64: float32 could round a threshold onto a score.
+    _decider(learn.loss_func).thresh = torch.from_numpy(values) if values.ndim else float(values)
+
+
+def thresholds_of(learn: Learner) -> np.ndarray | None:
+    """Return the thresholds (C,) that `set_thresholds` gave a learner; None where it has one number, or none."""
+    thresh = threshold_in_use(learn)
+    return thresh if np.ndim(thresh) else None
+
+
+def threshold_in_use(learn: Learner) -> float | np.ndarray:
+    """Return what a multi-label learner decides by: one number, 0.5 where its loss has none, or (C,) thresholds."""
+    thresh = as_array(getattr(_decider(learn.loss_func), "thresh", 0.5)).copy()
+    return thresh if thresh.ndim else float(thresh)
+
+
+def _decider(loss: Any) -> Any:
+    """Return the loss, under a `CRLLoss` too, that cuts probabilities at `thresh`; None if there is none."""
+    while loss is not None and not hasattr(loss, "thresh"):
+        loss = getattr(loss, "base_loss", None)
+    return loss
