@@ -135,7 +135,8 @@ def _fit_scores(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how:
     if not known:
         return np.full(len(columns), 0.5)
     edges = np.unique(np.quantile(probs[targets & inside], np.linspace(0, 1, 101)))
-    cuts = _between(np.r_[0, edges[:-1]], edges)
+    edges = edges[edges > 0]
+    cuts = _between(np.r_[0, edges[:-1]], edges) if len(edges) else np.array([0.5])
     common = cuts[np.mean([_at(curve, cuts) for curve in known], 0).argmax()]
     own = np.array([common if curve is None else _best(*curve) for curve in curves])
     weight = 1 / (1 + shrink / np.maximum((targets & inside).sum(0), 1))
@@ -154,7 +155,7 @@ def _curve(p: np.ndarray, y: np.ndarray, how: str) -> _Curve:
 
 def _best(cuts: np.ndarray, values: np.ndarray) -> float:
     """Of the thresholds with the best value, the highest, midway between two scores."""
-    i = values.argmax()
+    i = values[cuts > 0].argmax()  # no threshold says yes to a score of 0
     return float(_between(np.r_[cuts, 0][i + 1], min(cuts[i], 1)))
 
 
@@ -165,9 +166,10 @@ def _at(curve: _Curve, thresholds: np.ndarray) -> np.ndarray:
 
 
 def _rate_cut(p: np.ndarray, rate: float) -> float:
-    scores, ties = np.unique(p, return_counts=True)
-    yes = np.r_[ties[::-1].cumsum()[::-1], 0]  # with the threshold below each score, and above all
-    return float(_between(np.r_[0, scores], np.r_[scores, 1])[np.abs(yes - rate * len(p)).argmin()])
+    scores = np.unique(p)
+    cuts = _between(np.r_[0, scores], np.r_[scores, 1])  # below each score, and above all
+    yes = len(p) - np.searchsorted(np.sort(p), cuts, side="right")
+    return float(cuts[np.abs(yes - rate * len(p)).argmin()])
 
 
 def _between(low: ArrayLike, high: ArrayLike) -> np.ndarray:
@@ -177,7 +179,7 @@ def _between(low: ArrayLike, high: ArrayLike) -> np.ndarray:
 
 
 def _log_odds(p: ArrayLike) -> np.ndarray:
-    return logit(np.clip(p, 1e-12, 1 - 1e-12))
+    return logit(np.clip(p, np.finfo(float).tiny, 1 - np.finfo(float).epsneg))
 
 
 def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -41,14 +41,14 @@ def balanced(targets, chosen):
 
 def exhaustive(p, y, measure):
     """Best value of all thresholds that differ, and the highest such threshold, by trying them all."""
-    scores = sorted({0.0, 1.0, *p.tolist()})
+    scores = sorted({0.0, 1.0, *p.tolist()}) + [1.0] * (1 in p)  # a threshold of 1 says no to a score of 1
     cuts = [(a + b) / 2 for a, b in pairwise(scores)]
     values = [measure(y, [s > t for s in p]) for t in cuts]
     best = max(values)
     return best, max(t for t, v in zip(cuts, values, strict=True) if v >= best - 1e-12)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=2, max_size=25), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=25), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_best_threshold_equals_exhaustive_search(rows, by_f1):
     p, y = np.array([r[0] / 10 for r in rows]), np.array([r[1] for r in rows])
@@ -66,13 +66,38 @@ def test_curve_values_at_any_threshold():
     assert module._at(curve, cuts) == pytest.approx([f1(y[:, 1], p[:, 1] > t) for t in cuts])
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.floats(0, 1))
+@given(st.lists(st.integers(0, 10), min_size=1, max_size=30), st.floats(0, 1))
 @settings(max_examples=150, deadline=None)
 def test_rate_thresholds_equal_exhaustive_search(scores, rate):
     p = np.array(scores) / 10
     (found,) = rate_thresholds(p[:, None], [rate])
-    cuts = [0, *(np.unique(p) + 0.05)]
+    cuts = [0.05 * (0 not in p), *(np.unique(p) + 0.05)]
     assert abs((p > found).mean() - rate) == pytest.approx(min(abs((p > t).mean() - rate) for t in cuts))
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 2])
+def test_probabilities_of_exactly_0_and_1(decimals):
+    """Sparse scores: the best of all thresholds, where the splits agree; above 0 always."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = np.round(rng.random((50, 1)) ** 2, decimals)
+        y = rng.random((50, 1)) < 0.2 + 0.3 * p
+        if not y.any():
+            continue
+        best = exhaustive(p[:, 0], y[:, 0], f1)[0]
+        found = module._best(*module._curve(p[:, 0], y[:, 0], "f1"))
+        assert f1(y[:, 0], p[:, 0] > found) == pytest.approx(best)
+        fitted = fit_thresholds(p, y, shrink=0)
+        assert 0 < fitted.thresholds[0] <= 1 and fitted.report.in_sample[0] <= best + 1e-12
+        if decimals == 0 and p.any():  # only 0 and 1: yes to the ones is all that can be said
+            assert fitted.report.in_sample[0] == pytest.approx(best)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0])
+def test_tiny_probabilities(scale):
+    p = scale * np.array([0, 0, 0, 0.1, 0.2, 0.3, 0.8, 0.9, 1, 1] * 4)[:, None]
+    y = p > 0.5 * scale
+    assert fit_thresholds(p, y, shrink=0).report.in_sample[0] == 1
 
 
 def test_neighbouring_floats_are_kept_apart():
