@@ -16,9 +16,12 @@ __all__ = [
     "check_arguments",
     "check_batch",
     "check_choice",
+    "check_features",
     "check_on_device",
     "check_per_label",
     "check_size",
+    "check_targets",
+    "finite",
     "one_column",
     "whole_number",
 ]
@@ -128,16 +131,23 @@ def one_column(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logits, targets
 
 
-def _finite(x: Tensor) -> Tensor:
-    """Whether all of `x` is finite, as a bool scalar: its extremes are NaN if any is, and many times as fast to get."""
+def finite(x: Tensor, bound: float | None = None) -> Tensor:
+    """Whether all of `x` is finite, and within ±`bound`, as a bool scalar on its device.
+
+    Its extremes are NaN if any value is, and many times as fast to get as the finiteness of each.
+    """
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
     lowest, highest = x.detach().aminmax()
-    return lowest - lowest == highest - highest
+    is_finite = lowest - lowest == highest - highest
+    return is_finite if bound is None else is_finite & (lowest >= -bound) & (highest <= bound)
 
 
-def check_batch(
-    scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores", bound: float | None = None
-) -> None:
-    """Raise ValueError for tensors that do not belong together or hold values outside their range."""
+def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None:
+    """Raise ValueError for targets that do not fit (n, C) scores, or hold NaN or values outside their range.
+
+    On a CPU the message names the first such value and where it is.
+    """
     if scores.ndim != 2 or scores.shape[1] < 1 or not scores.is_floating_point():
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (n, C) with C >= 1, one column per label; "
@@ -155,6 +165,44 @@ def check_batch(
             f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit no task: give (n, C) values in [0, 1], "
             "or (n,) integer class indices."
         )
+    if scores.shape[0] == 0:
+        return
+    top = 1 if targets.ndim == 2 else scores.shape[1] - 1
+    rule = f"targets must be in [0, {top}]" + (
+        " (0/1, or fractions)" if targets.ndim == 2 else f": class indices of {top + 1} classes"
+    )
+    lowest, highest = targets.detach().aminmax()
+    try:
+        check_on_device((lowest >= 0) & (highest <= top), f"{rule}.")
+    except ValueError:
+        odd = ~((targets >= 0) & (targets <= top))
+        place = odd.nonzero()[0].tolist()
+        where = f"item {place[0]}" + (f", label {place[1]}" if len(place) == 2 else "")
+        fix = "" if targets.ndim == 1 else ", or give 0.5 for a label that is neither there nor not"
+        raise ValueError(
+            f"{rule}; {where} of the batch has {targets[tuple(place)].item()} ({int(odd.sum())} such in all). Correct "
+            f"them or leave the items out{fix}."
+        ) from None
+
+
+def check_batch(
+    scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores", bound: float | None = None
+) -> None:
+    """Raise ValueError for tensors that do not belong together or hold values outside their range, targets first."""
+    check_targets(scores, targets, name)
+    check_features(scores, features)
+    if scores.shape[0] == 0:
+        return
+    check_on_device(finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
+    if bound is not None:
+        rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. Has the training diverged?"
+        check_on_device(finite(scores, bound), rule)
+    if features is not None:
+        check_on_device(finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
+
+
+def check_features(scores: Tensor, features: Tensor | None) -> None:
+    """Raise ValueError for features that are not an embedding per row of `scores`."""
     if features is not None and (
         features.ndim != 2
         or features.shape[0] != scores.shape[0]
@@ -165,18 +213,3 @@ def check_batch(
             f"features must be a floating-point tensor of shape (n, d), n = {scores.shape[0]}, d >= 1, an embedding "
             f"per sample; got {tuple(features.shape)}, {features.dtype}. Flatten or pool them first."
         )
-    if scores.shape[0] == 0:
-        return
-    check_on_device(_finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
-    if bound is not None:
-        rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. Has the training diverged?"
-        check_on_device(scores.detach().abs().amax() <= bound, rule)
-    if features is not None:
-        check_on_device(_finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
-    top = 1 if targets.ndim == 2 else scores.shape[1] - 1
-    lowest, highest = targets.aminmax()
-    check_on_device(
-        (lowest >= 0) & (highest <= top),
-        f"targets must be in [0, {top}]"
-        + (" (0/1, or fractions)." if targets.ndim == 2 else f": class indices of {top + 1} classes."),
-    )

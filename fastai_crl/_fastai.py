@@ -7,14 +7,27 @@ from functools import partial
 from typing import Any
 
 import torch
+from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
+from fastai.learner import ValueMetric
 from fastai.losses import BaseLoss
 from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["activation_of", "inner_loader", "is_single_label"]
+__all__ = [
+    "activation_of",
+    "add_columns",
+    "blended_targets",
+    "drop_columns",
+    "guard_fit",
+    "inner_loader",
+    "is_lr_search",
+    "is_single_label",
+    "record_schedule",
+    "unguard_fit",
+]
 
 _SOFTMAX = partial(torch.softmax, dim=-1)
 # Losses of torch that say by themselves what the network's outputs are; the others are losses of logits.
@@ -78,3 +91,59 @@ def inner_loader(loader: Any) -> Any:
     The class is known by its name: importing `fastai.distributed` needs accelerate.
     """
     return loader.dl if any(c.__name__ == "DistributedDL" for c in type(loader).__mro__) else loader
+
+
+# ---- what a callback that is there for a fit needs ----
+
+
+def add_columns(learn: Any, values: dict[str, Callable[[], Any]]) -> Any:
+    """Add columns to the epoch table, after the learner's metrics; return the recorder that has them, or None.
+
+    The recorder looks its metrics up in itself before it asks the learner: `learn.metrics` stays as the user made it.
+    """
+    recorder = getattr(learn, "recorder", None)
+    if recorder is not None:
+        vars(recorder)["metrics"] = learn.metrics + [ValueMetric(value, name) for name, value in values.items()]
+    return recorder
+
+
+def drop_columns(recorder: Any) -> None:
+    """Take away what `add_columns` added to `recorder`, which may be None."""
+    if recorder is not None:
+        vars(recorder).pop("metrics", None)
+
+
+def guard_fit(learn: Any, fit: Callable[..., None]) -> None:
+    """Let `fit` run in place of `learn.fit`, also where fastai's own schedules call it."""
+    vars(learn)["fit"] = fit
+
+
+def unguard_fit(learn: Any, fit: Callable[..., None]) -> None:
+    """Undo `guard_fit`."""
+    if vars(learn).get("fit") == fit:
+        del vars(learn)["fit"]
+
+
+def is_lr_search(learn: Any) -> bool:
+    """Whether `lr_find` runs: it adds a callback of that name for its time."""
+    return hasattr(learn, "lr_finder")
+
+
+def record_schedule(learn: Any, name: str, values: list[Any], ended: bool = False) -> None:
+    """Have `plot_sched` show `values`, which may grow: beside those of a scheduler, or on their own once it `ended`."""
+    scheduler, recorder = getattr(learn, "param_scheduler", None), getattr(learn, "recorder", None)
+    if scheduler is not None:
+        scheduler.hps[name] = values
+    elif ended and recorder is not None:
+        recorder.hps = {name: values}
+
+
+def blended_targets(learn: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the other class indices that MixUp or CutMix blended into the batch, and the share of the batch's own.
+
+    None where they blended the targets themselves, or not at all.
+    """
+    for mix in learn.cbs:
+        if isinstance(mix, MixHandler) and getattr(mix, "stack_y", False) and hasattr(mix, "yb1"):
+            return mix.yb1[0], mix.lam
+    return None

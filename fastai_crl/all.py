@@ -41,7 +41,9 @@ from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, read_labels
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
-from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
+from fastai_crl.losses.crl import CRL
+from fastai_crl.losses.crl_loss import CRLLoss
+from fastai_crl.losses.imbalance import imbalance
 from fastai_crl.mining.mine import Mined, mine, minority_classes
 from fastai_crl.samplers import (
     ClassAwareSampler,

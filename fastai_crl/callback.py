@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -10,15 +11,24 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import SchedCos
-from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from fastai_crl._checks import as_plain_tensor
+from fastai_crl._checks import as_plain_tensor, check_targets, one_column
+from fastai_crl._fastai import (
+    add_columns,
+    blended_targets,
+    drop_columns,
+    guard_fit,
+    is_lr_search,
+    record_schedule,
+    unguard_fit,
+)
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.labels import label_counts, label_names
-from fastai_crl.losses.crl_loss import CRL, CRLLoss, check_alpha, imbalance, rectify
+from fastai_crl.labels import label_names, read_labels
+from fastai_crl.losses.crl import CRL, Rectified
+from fastai_crl.losses.crl_loss import CRLLoss, check_alpha
+from fastai_crl.losses.imbalance import mix, omega
 from fastai_crl.mining.profile import split_targets
 
 __all__ = ["CRLCallback", "Schedule", "ramp"]
@@ -37,6 +47,9 @@ class _Caught:
     def __init__(self) -> None:
         self.features: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, None]:  # a copy of the model made in training has no graph
+        return {"features": None}
+
     def output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.features = as_plain_tensor(output).flatten(1) if module.training else None
 
@@ -44,40 +57,60 @@ class _Caught:
         self.output(module, args, args[0])
 
 
+@dataclass
+class _Fit:
+    """What the callback keeps for one fit, validation or prediction; nothing of it is left when that ends."""
+
+    base_loss: Any  # the learner's loss, before another callback swaps it
+    is_search: bool  # for the learning rate: it leaves no trace
+    recorder: Any = None  # the one that has our columns
+    hook: Any = None
+    started: bool = False  # training, not validation or prediction alone
+    alphas: list[float | Tensor] = field(default_factory=list)
+    totals: tuple[Tensor, ...] | None = None  # of the epoch: triplets by label, sum of terms, batches with a triplet
+    counted: Any = None  # the data set whose Ω follows
+    omega: Tensor | None = None
+    seen: Tensor | None = None  # positives by label of the batches so far, and their items, where it does not tell
+    n_seen: int = 0
+
+
 class CRLCallback(Callback):
     """Train with L = α·L_crl + (1 - α)·L_base, L_base being the learner's own loss (arXiv:1804.10851, eq. 8).
 
     Only training batches change; `valid_loss`, `validate`, `get_preds`, `predict` and `learn.loss_func` stay the base
-    loss's, so runs with and without the callback compare. Where alpha is 0 nothing is mined.
+    loss's, so runs with and without the callback compare. Where alpha is 0 nothing is mined. What other callbacks add
+    to the loss, such as `RNNRegularizer`, stays as it is. A batch whose logits are not finite is left to the base loss.
 
     Adds to the epoch table, and so to `CSVLogger`, `SaveModelCallback(monitor=...)` and the like:
 
     - `crl_alpha`: α at the epoch's last batch;
-    - `crl_loss`: mean rectification term over the epoch's batches that had a triplet;
+    - `crl_loss`: mean rectification term over the epoch's batches that had a triplet; NaN where none had;
     - `crl_triplets`: triplets mined in the epoch, total (criterion `"ranking"`: pairs);
     - `crl_labels`: labels of which at least one triplet was mined in the epoch.
 
     Args:
-        alpha: α in [0, 1] at the schedule's full height, or `"auto"`: Ω of the training set's label counts,
-            `imbalance(counts, "move")`; where a data set does not tell its labels without opening its items, Ω of the
-            labels seen so far.
+        alpha: α in [0, 1] at the schedule's full height, or `"auto"`: Ω of the training set's label counts, see
+            `imbalance`; of one binary label |½ - share of positives|; where a data set does not tell its labels without
+            opening its items, Ω of the labels seen so far.
         schedule: factor of α over training, as `f(pct)` with pct in [0, 1] (fastai's `SchedCos(0, 1)`, or any
             function), or an array spread evenly over training. Default: `ramp`, from 0 to 1 in the first quarter.
         gather: with several processes, mine the batches of all of them as one: profile, triplets and gradients are
             those of one process with the whole batch. False: each process mines its own.
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
+        term: a `CRL` module, in place of its arguments.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average. Default: the loss as published; see `crl_learner` for what did better. A memory is
-            empty at the start of each fit and emptied at its end.
+            frequency, average, shift, engine. Default: the loss as published; see `crl_learner` for what did better. A
+            memory is empty at the start of each fit and emptied at its end.
 
     Attributes:
         term: the `CRL` module.
         alphas: α of each training batch of the last fit.
 
     Raises:
-        ValueError: alpha or options out of range, at once; when training starts, a learner whose loss is a `CRLLoss`,
-            which has the term already; for instance level, a model without a `nn.Linear`.
+        ValueError: alpha or options out of range, a learner that has a `CRLCallback`, or a callback that has a learner,
+            at once; when training starts, a learner whose loss is a `CRLLoss`, which has the term already; for instance
+            level, a model without a `nn.Linear`; in the first batch, targets that do not fit or are out of range.
     """
 
     order, run_valid = 5, False  # after MixUp (0), before anything that scales the loss (GradientAccumulation, 6)
@@ -88,100 +121,124 @@ class CRLCallback(Callback):
         schedule: Schedule | None = None,
         gather: bool = True,
         embedding: nn.Module | None = None,
+        term: CRL | None = None,
         **crl: Any,
     ):
         super().__init__()
+        if term is not None and crl:
+            raise ValueError(f"term={type(term).__name__} has its options already: give {', '.join(crl)} to it.")
         self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
-        self.term = CRL(**crl)
+        self.term = CRL(**crl) if term is None else term
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
-        self.n_fits, self.alphas, self.started, self.before = 0, [], False, None
-        self.omega = self.counted = self.seen = self.totals = self.hook = None
+        self.n_fits, self.alphas = 0, []
         self.caught = _Caught()
+        self._now: _Fit | None = None
 
     def __getstate__(self) -> dict:
-        passing = dict.fromkeys(("hook", "totals", "before", "omega", "counted", "seen"))
-        alphas = list(map(float, self.alphas))
-        return {**super().__getstate__(), **passing, "caught": _Caught(), "alphas": alphas}
+        return {**super().__getstate__(), "_now": None, "alphas": list(map(float, self.alphas))}
 
-    def __call__(self, event_name: str) -> Any:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "learn":
+            self._change_learner(value)
+        super().__setattr__(name, value)
+
+    # ---- coming and going ----
+    def _change_learner(self, learn: Any) -> None:
+        """Refuse a second learner, or a second callback; when leaving, take along all that is ours."""
+        if learn is None:
+            self._clean_up()
+            if self.learn is not None:
+                unguard_fit(self.learn, self._fit)
+            return
+        if self.learn is not None:
+            raise ValueError(
+                f"This CRLCallback is in {'this' if self.learn is learn else 'another'} learner already, and serves "
+                "one at a time: make a new one, or take it out first (learn.remove_cb(callback))."
+            )
+        if any(isinstance(cb, CRLCallback) for cb in learn.cbs):
+            raise ValueError(
+                "The learner has a CRLCallback already, learn.crl, and two would both rectify: change that one, or "
+                "take it out first (learn.remove_cb(learn.crl))."
+            )
+        guard_fit(learn, self._fit)
+
+    def _fit(self, *args: Any, **kwargs: Any) -> None:
+        """Run `learn.fit`; nothing of ours stays behind, whatever ends it: an interrupt comes to no callback."""
         try:
-            return super().__call__(event_name)
-        except Exception:
-            self._clean_up()  # an error of ours must not leave anything of ours behind
-            raise
+            type(self.learn).fit(self.learn, *args, **kwargs)
+        finally:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        now, self._now = self._now, None
+        self.caught.features = None
+        self.term.reset()
+        if now is None:
+            return
+        drop_columns(now.recorder)
+        if now.hook is not None:
+            now.hook.remove()
+        now.alphas[:] = map(float, now.alphas)
 
     # ---- a fit's life: before_fit also comes before validation and prediction, before_train only before training ----
     def before_fit(self) -> None:
         self._clean_up()
-        self.started = False
-        if hasattr(self.learn, "lr_finder"):
-            self.before = {name: getattr(self, name) for name in ("alphas", "history", "n_fits", "totals")}
-            self.history = []
-        recorder = getattr(self.learn, "recorder", None)
-        if recorder is not None:
-            # The recorder looks its metrics up here first: learn.metrics stays as the user made it, come what may.
-            values = {"alpha": self._alpha, "loss": self._loss, "triplets": self._triplets, "labels": self._labels}
-            vars(recorder)["metrics"] = self.learn.metrics + [ValueMetric(f, f"crl_{n}") for n, f in values.items()]
+        self._now = now = _Fit(self.learn.loss_func, is_lr_search(self.learn))
+        values = {"alpha": self._alpha, "loss": self._loss, "triplets": self._triplets, "labels": self._labels}
+        now.recorder = add_columns(self.learn, {f"crl_{name}": value for name, value in values.items()})
         if self.term.level == "instance" and self.alpha != 0:
-            self._hook()  # before validation too: a compiled model keeps the hooks of its first call
+            now.hook = self._hook()  # before validation too: a compiled model keeps the hooks of its first call
 
     def before_train(self) -> None:
-        if not self.started:
-            self._start()
-        self.totals = None
+        if self._now is None:  # taken out and put back within a fit
+            self.before_fit()
+        if not self._now.started:
+            self._start(self._now)
+        self._now.totals = None
 
     def before_validate(self) -> None:
-        if not self.started:  # validation or prediction on its own
-            self._drop_columns()
+        if self._now is not None and not self._now.started:  # validation or prediction on its own
+            drop_columns(self._now.recorder)
 
     def after_train(self) -> None:
-        if self.totals is not None:
-            counts = self.totals[0]
+        if self._now is not None and self._now.totals is not None:
+            counts = self._now.totals[0]
             if n_processes() > 1 and not self.gather:
                 dist.all_reduce(counts)
-            self.history.append((self.n_fits - 1, self.learn.epoch, counts.cpu()))
+            if not self._now.is_search:
+                self.history.append((self.n_fits - 1, self.learn.epoch, counts.cpu()))
 
     def after_fit(self) -> None:
-        recorder = getattr(self.learn, "recorder", None)
-        if self.started and recorder is not None and not hasattr(self.learn, "param_scheduler"):
-            recorder.hps = {"crl_alpha": self.alphas}
-        self.alphas[:] = map(float, self.alphas)
+        now = self._now
         self._clean_up()
+        if now is not None and now.started and not now.is_search:
+            record_schedule(self.learn, "crl_alpha", self.alphas, ended=True)
 
-    def _start(self) -> None:
-        if isinstance(self.learn.loss_func, CRLLoss):
+    def _start(self, now: _Fit) -> None:
+        if isinstance(now.base_loss, CRLLoss):
             raise ValueError(
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
-        self.started, self.alphas, self.n_fits = True, [], self.n_fits + 1
-        self.seen = None
-        scheduler = getattr(self.learn, "param_scheduler", None)
-        if scheduler is not None:
-            scheduler.hps["crl_alpha"] = self.alphas  # plot_sched shows it beside the learning rate
-
-    def _drop_columns(self) -> None:
-        recorder = getattr(self.learn, "recorder", None)
-        if recorder is not None:
-            vars(recorder).pop("metrics", None)
-
-    def _clean_up(self) -> None:
-        self._drop_columns()
-        if self.hook is not None:
-            self.hook.remove()
-        self.hook = self.caught.features = None
-        self.term.reset()
-        if self.before is not None:  # a search for the learning rate leaves no trace
-            vars(self).update(self.before)
-            self.before = None
+        now.started = True
+        if not now.is_search:
+            self.alphas, self.n_fits = now.alphas, self.n_fits + 1
+            record_schedule(self.learn, "crl_alpha", self.alphas)  # plot_sched shows it beside the learning rate
 
     # ---- the batch ----
+    def after_pred(self) -> None:
+        """Check the targets: before the base loss, and whatever α is."""
+        pred, yb = self.learn.pred, self.learn.yb
+        if isinstance(pred, Tensor) and pred.ndim in (1, 2) and len(yb) == 1 and isinstance(yb[0], Tensor):
+            check_targets(*one_column(as_plain_tensor(pred), as_plain_tensor(yb[0])), name="logits")
+
     def after_loss(self) -> None:
-        share = self._scheduled()
+        now, share, features = self._now, self._scheduled(), self.caught.features
+        self.caught.features = None
         if share == 0 or self.alpha == 0:
-            self.alphas.append(0.0)
+            now.alphas.append(0.0)
             return
-        logits, targets, features = self._logits(), self._targets(), self.caught.features
+        logits, targets = one_column(self._logits(), self._targets())
         if self.term.level == "instance" and features is None:
             raise ValueError(
                 "No embedding came by: the module it is taken from did not run in this batch, or the model was "
@@ -192,15 +249,17 @@ class CRLCallback(Callback):
         if size > 1:
             logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))
             features = features[0] if features else None
-        alpha = share * (self._auto(logits, targets) if self.alpha == "auto" else self.alpha)
-        crl, counts = self.term.loss_and_counts(logits, targets, features)
-        self._count(crl.detach(), counts)
+        alpha = share * (self._auto(now, logits, targets) if self.alpha == "auto" else self.alpha)
+        rectified = self.term.loss_and_counts(logits, targets, features, skip_non_finite=True)
+        self._count(now, rectified)
         if size > 1:
-            crl = scale_gradient(crl, size)
-        loss = rectify(self.learn.loss_grad, crl, counts, alpha)
-        self.caught.features = None
-        self.alphas.append(alpha)
-        self.learn.loss_grad, self.learn.loss = loss, loss.clone()
+            rectified = rectified._replace(loss=scale_gradient(rectified.loss, size))
+        now.alphas.append(alpha)
+        base, total = self.learn.loss, self.learn.loss_grad
+        loss = mix(base, rectified, alpha)
+        # What other callbacks have added to loss_grad, and not to loss, is added as it is.
+        self.learn.loss_grad = torch.where(base.detach().isfinite(), loss + (total - base), total)
+        self.learn.loss = loss.clone()
 
     def _scheduled(self) -> float:
         pct, schedule = float(self.learn.pct_train), self.schedule
@@ -212,66 +271,75 @@ class CRLCallback(Callback):
 
     def _logits(self) -> Tensor:
         pred = self.learn.pred
-        if not isinstance(pred, Tensor) or pred.ndim != 2:
+        if not isinstance(pred, Tensor) or pred.ndim not in (1, 2):
             shape = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
-            raise ValueError(f"The model's output is {shape}: CRLCallback needs one tensor of logits, (n, C).")
-        return pred
+            raise ValueError(
+                f"The model's output is {shape}: CRLCallback needs one tensor of logits, (n, C). Of several outputs "
+                "pick them in a callback of yours, in after_pred: self.learn.pred = self.learn.pred[0]."
+            )
+        return as_plain_tensor(pred)
 
     def _targets(self) -> Tensor:
         """The batch's targets; those of images that MixUp or CutMix blended for a class-index loss as fractions."""
-        if len(self.learn.yb) != 1:
-            raise ValueError(f"The batch has {len(self.learn.yb)} targets: CRLCallback needs exactly one.")
-        y = self.learn.yb[0]
-        for mix in self.learn.cbs:
-            if isinstance(mix, MixHandler) and getattr(mix, "stack_y", False) and hasattr(mix, "yb1"):
-                n_classes, lam = self.learn.pred.shape[1], mix.lam.reshape(-1, 1)
-                one_hot = [nn.functional.one_hot(as_plain_tensor(t).long(), n_classes) for t in (mix.yb1[0], y)]
-                return torch.lerp(*(t.to(lam.dtype) for t in one_hot), as_plain_tensor(lam).to(y.device))
-        return y
+        if len(self.learn.yb) != 1 or not isinstance(self.learn.yb[0], Tensor):
+            kinds = ", ".join(type(y).__name__ for y in self.learn.yb) or "none"
+            raise ValueError(
+                f"The batch has targets {kinds}: CRLCallback needs exactly one tensor, (n, C) or (n,) class indices. "
+                "Let the data set give (inputs, targets), or set dls.n_inp to the number of inputs."
+            )
+        y, blended = as_plain_tensor(self.learn.yb[0]), blended_targets(self.learn)
+        if blended is None:
+            return y
+        other, share = (as_plain_tensor(t).to(y.device) for t in blended)
+        share = share.reshape(-1, 1)
+        one_hot = [nn.functional.one_hot(t.long(), self.learn.pred.shape[1]).to(share.dtype) for t in (other, y)]
+        return torch.lerp(*one_hot, share)
 
-    def _auto(self, logits: Tensor, targets: Tensor) -> float | Tensor:
+    def _auto(self, now: _Fit, logits: Tensor, targets: Tensor) -> Tensor:
         """Ω of the training set's labels, or of those seen so far where the data set does not tell."""
         n_classes, data = logits.shape[1], getattr(self.learn.dls.train, "dataset", None)
-        if self.counted is not data or (self.omega is None and self.seen is None):
-            counts = label_counts(self.learn.dls.train, n_classes)
-            self.omega = None if counts is None or not counts.any() else imbalance(counts)
-            self.counted = data
-        if self.omega is not None:
-            return self.omega
-        h = split_targets(as_plain_tensor(targets), n_classes)[0].sum(0)
-        self.seen = h if self.seen is None else self.seen + h
-        return (self.seen / self.seen.sum().clamp_min(1) - 1 / n_classes).abs().sum() / 2
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        if now.counted is not data or (now.omega is None and now.seen is None):
+            labels = read_labels(self.learn.dls.train, n_classes)
+            now.counted, now.omega = data, None
+            if labels is not None and labels.nnz:
+                now.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
+        if now.omega is not None:
+            return now.omega
+        h = split_targets(targets, n_classes)[0].sum(0)
+        now.seen, now.n_seen = h if now.seen is None else now.seen + h, now.n_seen + len(targets)
+        return omega(now.seen.to(dtype), now.n_seen)
 
-    def _count(self, crl: Tensor, counts: Tensor) -> None:
-        found = (counts.sum() > 0).float()
-        new = (counts, crl * found, found)
-        self.totals = new if self.totals is None else tuple(a + b for a, b in zip(self.totals, new, strict=True))
+    def _count(self, now: _Fit, rectified: Rectified) -> None:
+        found = (rectified.counts.sum() > 0).float()
+        new = (rectified.counts, rectified.loss.detach() * found, found)
+        now.totals = new if now.totals is None else tuple(a + b for a, b in zip(now.totals, new, strict=True))
 
-    def _hook(self) -> None:
-        """Catch the embedding of each batch on its way through the model."""
+    def _hook(self) -> Any:
+        """Catch the embedding of each batch on its way through the model; return the hook's handle."""
         if self.embedding is not None:
-            self.hook = self.embedding.register_forward_hook(self.caught.output)
-            return
+            return self.embedding.register_forward_hook(self.caught.output)
         linear = [m for m in self.learn.model.modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError(
                 f"{type(self.learn.model).__name__} has no nn.Linear whose input could be the embedding: pass "
                 "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
             )
-        self.hook = linear[-1].register_forward_pre_hook(self.caught.input)
+        return linear[-1].register_forward_pre_hook(self.caught.input)
 
     # ---- what happened ----
     def _alpha(self) -> float:
-        return float(self.alphas[-1]) if self.alphas else 0.0
+        return float(self._now.alphas[-1]) if self._now and self._now.alphas else 0.0
 
     def _loss(self) -> float:
-        return float(self.totals[1] / self.totals[2].clamp_min(1)) if self.totals else 0.0
+        """The mean term; NaN without a triplet: 0 would be the best of all epochs to a callback that monitors it."""
+        return float(self._now.totals[1] / self._now.totals[2]) if self._now and self._now.totals else float("nan")
 
     def _triplets(self) -> int:
-        return int(self.totals[0].sum()) if self.totals else 0
+        return int(self._now.totals[0].sum()) if self._now and self._now.totals else 0
 
     def _labels(self) -> int:
-        return int((self.totals[0] > 0).sum()) if self.totals else 0
+        return int((self._now.totals[0] > 0).sum()) if self._now and self._now.totals else 0
 
     def counts_frame(self) -> pd.DataFrame:
         """Triplets mined of each label in each epoch trained since the callback was made: totals, labels as columns.

@@ -28,7 +28,8 @@ from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_names
 from fastai_crl.losses.baselines import make_loss
-from fastai_crl.losses.crl_loss import CRL, CRLLoss, default_base_loss
+from fastai_crl.losses.crl import CRL
+from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 
 __all__ = ["CRLLearner", "crl_learner"]
 

@@ -1,10 +1,11 @@
 """`CRLCallback` in plain fastai learners: what it changes, and all that it must leave alone."""
 
-import contextlib
+import io
 import math
 import pickle
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -16,17 +17,17 @@ from fastai.callback.fp16 import MixedPrecision  # noqa: F401  (adds to_fp16 to 
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import ParamScheduler, SchedCos  # noqa: F401  (adds fit_one_cycle to Learner)
-from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
 from fastai_crl.callback import CRLCallback, ramp
 from fastai_crl.evaluate.metrics import MacroF1
-from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
+from fastai_crl.losses import CRL, CRLLoss, imbalance
 
 N, C = 64, 6
 
@@ -212,7 +213,7 @@ def test_fine_tune_has_two_fits(tmp_path):
 def test_lr_find_leaves_no_trace(tmp_path):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5), metrics=MacroF1())
     learn.fit(1)
-    names = ("alphas", "history", "n_fits", "totals")
+    names = ("alphas", "history", "n_fits")
     before = pickle.dumps([getattr(learn.crl, name) for name in names])
     learn.lr_find(num_it=10, show_plot=False)
     assert pickle.dumps([getattr(learn.crl, name) for name in names]) == before
@@ -235,39 +236,145 @@ def test_validate_and_predictions_mean_what_they_meant(tmp_path):
     assert learn.final_record == learn.validate()
 
 
+def left_behind(learn):
+    """All of ours that is still in a learner whose callback is gone, or whose fit is over."""
+    found = [m for m in learn.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    found += [name for name in vars(learn.recorder).get("metrics", []) if name]
+    buffer = io.BytesIO()
+    torch.save(learn.model, buffer)
+    found += ["model"] * (b"fastai_crl" in buffer.getvalue())
+    pickle.loads(pickle.dumps(learn.model)), deepcopy(learn.model)
+    return found
+
+
 class Stop(Callback):
+    """Raises at one event of training."""
+
     order = 6
 
-    def __init__(self, at, error):
-        self.at, self.error = at, error
+    def __init__(self, event, error):
+        self.event, self.error = event, error
 
-    def after_loss(self):
-        if self.learn.training and self.learn.train_iter == self.at:
+    def __call__(self, name):
+        if name == self.event and (self.learn.train_iter == 3 or name in ("before_fit", "after_epoch")):
             raise self.error
+        return super().__call__(name)
+
+
+class Broken(nn.Sequential):
+    """Raises in its own third forward of training, where no callback is asked."""
+
+    def __init__(self, error):
+        super().__init__(*make_model())
+        self.error, self.left = error, 3
+
+    def forward(self, x):
+        self.left -= self.training
+        if self.left == 0:
+            raise self.error
+        return super().forward(x)
+
+
+EVENTS = ("before_fit", "before_batch", "after_pred", "after_loss", "before_step", "after_batch", "after_epoch")
+
+
+@pytest.mark.parametrize("way", ["in the learner", "fit(cbs=)", "added and removed"])
+@pytest.mark.parametrize("event", [*EVENTS, "in the model"])
+def test_whatever_ends_a_fit_nothing_of_ours_stays(tmp_path, event, way):
+    error = RuntimeError("no") if event in EVENTS[::2] else KeyboardInterrupt()
+    learn = make_learner(tmp_path, model=None if event in EVENTS else Broken(error), metrics=MacroF1())
+    crl, names, loss = CRLCallback(alpha=0.5, level="instance"), [cb.name for cb in learn.cbs], learn.loss_func
+    if way != "fit(cbs=)":
+        learn.add_cb(crl)
+    stop = [Stop(event, error)] if event in EVENTS else []
+    with pytest.raises(type(error)):
+        learn.fit(2, cbs=[*stop, *([crl] if way == "fit(cbs=)" else [])])
+    assert not left_behind(learn) and crl.caught.features is None and learn.loss_func is loss
+    if way == "in the learner":
+        assert [cb.name for cb in learn.cbs] == [*names, "crl"]
+        learn.fit(1)
+        assert not left_behind(learn)
+        assert learn.crl.counts_frame().index[-1][1] == 0 and "crl_loss" in learn.recorder.metric_names
+        return
+    if way == "added and removed":
+        learn.remove_cb(crl)
+    assert [cb.name for cb in learn.cbs] == names and crl.learn is None and "fit" not in vars(learn)
+    assert b"fastai_crl.callback" not in pickle.dumps(learn)
+    learn.fit(1)
+    assert learn.recorder.metric_names == ["epoch", "train_loss", "valid_loss", "macro_f1", "time"]
+    assert len(learn.recorder.values[-1]) == len(learn.validate()) + 1 == 3
 
 
 @pytest.mark.parametrize("level", ["class", "instance"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException, RuntimeError("no")])
-def test_interruption_leaves_the_learner_as_it_was(tmp_path, error, level):
+def test_cancelled_fit(tmp_path, level):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, level=level), metrics=MacroF1())
-    names, loss = [cb.name for cb in learn.cbs], learn.loss_func
-    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
-        learn.fit(2, cbs=Stop(3, error))
-    assert [cb.name for cb in learn.cbs] == names and learn.loss_func is loss
-    assert [m.name for m in learn.metrics] == ["macro_f1"]
-    assert len(learn.validate()) == 2
-    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+    learn.fit(2, cbs=Stop("after_loss", CancelFitException()))
+    assert not left_behind(learn) and len(learn.validate()) == 2
     learn.fit(1)
     assert learn.crl.counts_frame().index.tolist() == [(0, 0), (1, 0)]
 
 
+@pytest.mark.parametrize("event", ["after_loss", "before_batch", "after_epoch"])
+def test_interrupted_search_for_the_learning_rate(tmp_path, event):
+    """What earlier fits left, the history, the alphas, is as it was; at once, and in an export."""
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    learn.fit(2)
+    frame, alphas = learn.crl.counts_frame(), list(learn.crl.alphas)
+    learn.add_cb(Stop(event, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        learn.lr_find(show_plot=False)
+    learn.remove_cb(Stop)
+    again = pickle.loads(pickle.dumps(learn))
+    for crl in (learn.crl, again.crl):
+        assert crl.counts_frame().equals(frame) and crl.alphas == alphas and crl.n_fits == 1
+    assert not left_behind(learn)
+
+
+def test_interrupted_validation(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, level="instance"))
+    learn.model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        learn.validate()
+    learn.model._forward_hooks.clear()
+    assert not left_behind(learn)
+
+
+def test_a_copy_of_the_model_made_in_training_has_no_graph(tmp_path):
+    class Copy(Callback):
+        order = 4
+
+        def after_loss(self):
+            if self.learn.training:
+                self.copy = deepcopy(self.learn.model)
+
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, level="instance"), Copy()])
+    learn.fit(1)
+    assert learn.copy.copy[0].weight.shape == (16, 8)
+
+
 def test_an_error_of_ours_leaves_nothing_behind(tmp_path):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full, level="instance"))
-    learn.dls.train.dataset.tensors[0][5] = torch.nan
-    with pytest.raises(ValueError, match="logits must be finite"):
+    learn.dls.train.dataset.tensors[1][5] = torch.nan
+    with pytest.raises(ValueError, match=r"item 5, label 0 of the batch has nan \(6 such in all\)"):
         learn.fit(1)
-    assert "metrics" not in vars(learn.recorder)
-    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+    assert not left_behind(learn)
+
+
+def test_one_learner_each(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5))
+    with pytest.raises(ValueError, match=r"in another learner already.*make a new one"):
+        Learner(learn.dls, make_model(), learn.loss_func, cbs=learn.crl)
+    with pytest.raises(ValueError, match=r"in this learner already"):
+        learn.fit(1, cbs=learn.crl)
+    with pytest.raises(ValueError, match=r"has a CRLCallback already.*remove_cb\(learn\.crl\)"):
+        learn.fit(1, cbs=CRLCallback())
+    with pytest.raises(ValueError, match="has a CRLCallback already"):
+        make_learner(tmp_path, [CRLCallback(), CRLCallback()])
+    crl = learn.crl
+    learn.remove_cb(crl)
+    other = Learner(learn.dls, make_model(), learn.loss_func, cbs=crl, path=tmp_path)
+    other.fit(1)
+    assert other.crl is crl and len(crl.history) == 1
 
 
 def test_remove_and_add_again(tmp_path):
@@ -286,9 +393,12 @@ def test_remove_and_add_again(tmp_path):
 
 def test_save_load_and_resume(tmp_path):
     """Stopped after two of four epochs, loaded into a new learner and resumed, alpha goes on where it was."""
-    cb = CRLCallback(alpha=0.5, schedule=SchedCos(0, 1))
+
+    def cb():
+        return CRLCallback(alpha=0.5, schedule=SchedCos(0, 1))
+
     torch.manual_seed(1)
-    whole = make_learner(tmp_path, cb, opt_func=SGD)
+    whole = make_learner(tmp_path, cb(), opt_func=SGD)
     start = pickle.dumps(whole.model)
     whole.fit_one_cycle(4)
 
@@ -297,12 +407,10 @@ def test_save_load_and_resume(tmp_path):
             if self.learn.epoch == 2:
                 raise CancelFitException
 
-    first = Learner(
-        whole.dls, pickle.loads(start), whole.loss_func, SGD, path=tmp_path, cbs=pickle.loads(pickle.dumps(cb))
-    )
+    first = Learner(whole.dls, pickle.loads(start), whole.loss_func, SGD, path=tmp_path, cbs=cb())
     first.fit_one_cycle(4, cbs=Half())
     first.save("half", with_opt=True)
-    second = Learner(whole.dls, make_model(), whole.loss_func, SGD, path=tmp_path, cbs=pickle.loads(pickle.dumps(cb)))
+    second = Learner(whole.dls, make_model(), whole.loss_func, SGD, path=tmp_path, cbs=cb())
     second.load("half", with_opt=True)
     second.fit_one_cycle(4, start_epoch=2)
     assert second.crl.alphas == pytest.approx(whole.crl.alphas[4:])
@@ -375,7 +483,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label, monkeypatch):
     """Only a label that both blended images carry, or that neither does, counts."""
     seen, forward = [], CRL.loss_and_counts
-    monkeypatch.setattr(CRL, "loss_and_counts", lambda self, z, y, f=None: (seen.append(y), forward(self, z, y, f))[1])
+    monkeypatch.setattr(
+        CRL, "loss_and_counts", lambda self, z, y, *a, **k: (seen.append(y), forward(self, z, y, *a, **k))[1]
+    )
 
     class Images(Callback):  # CutMix wants (n, channels, height, width)
         order = -5
@@ -542,3 +652,117 @@ def test_models_that_give_no_logits(tmp_path):
     learn.loss_func = lambda z, y: nn.functional.binary_cross_entropy_with_logits(z[0], y)
     with pytest.raises(ValueError, match=r"output is \(1, 32, 6\).*logits, \(n, C\)"):
         learn.fit(1)
+
+
+class Reg(Callback):
+    """Adds to loss_grad, and not to loss, as fastai's RNNRegularizer does."""
+
+    order, run_valid = 1, False
+
+    def after_loss(self):
+        self.learn.loss_grad += 20 * self.learn.model[2].weight.pow(2).mean()
+
+
+def test_what_other_callbacks_add_to_the_loss_stays_as_it_is(tmp_path):
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.3, schedule=full, k=3), Reg(), Spy()], bs=64)
+    reference = pickle.loads(pickle.dumps(learn.model))
+    x, y = learn.dls.train.dataset.tensors
+    z = reference(x)
+    mixed = 0.3 * CRL(k=3)(z, y) + 0.7 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    expected = mixed + 20 * reference[2].weight.pow(2).mean()
+    expected.backward()
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(learn.spy.grads[0], reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad)
+    assert float(learn.recorder.losses[0]) == pytest.approx(mixed.item(), rel=1e-5)  # train_loss is without theirs
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("level", ["class", "instance"])
+def test_a_batch_that_is_not_finite_trains_as_without_us(tmp_path, value, level):
+    grads = []
+    for cbs in ([], [CRLCallback(alpha=0.5, schedule=full, level=level)]):
+        torch.manual_seed(1)
+        learn = make_learner(tmp_path, [*cbs, Spy()], bs=64)
+        learn.dls.train.dataset.tensors[0][5] = value
+        learn.fit(1)
+        grads.append(learn.spy.grads[0])
+    for ours, theirs in zip(*reversed(grads), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1], strict=False))
+    assert row["crl_triplets"] == row["crl_labels"] == 0 and math.isnan(row["crl_loss"])
+
+
+def test_a_diverging_model_is_stopped_by_fastai(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full), opt_func=SGD)
+    learn.fit(5, lr=1e38, cbs=TerminateOnNaNCallback())
+    assert 0 < len(learn.crl.alphas) < 10  # of 10 batches
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full), opt_func=SGD)
+    learn.lr_find(end_lr=1e38, num_it=20, show_plot=False, suggest_funcs=None, stop_div=False)
+    assert len(learn.recorder.lrs) == 20 and all(p.isfinite().all() for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize("value", [torch.nan, -1.0, 2.0])
+@pytest.mark.parametrize("options", [{}, {"alpha": 0}, {"alpha": 0.5}, {"schedule": lambda pct: 0.0}])
+def test_targets_are_checked_in_the_first_batch(tmp_path, value, options):
+    learn = make_learner(tmp_path, CRLCallback(**options))
+    learn.dls.train.dataset.tensors[1][3, 2] = value
+    learn.dls.train.dataset.tensors[0][4] = torch.nan  # logits come after
+    before = pickle.dumps(learn.model)
+    with pytest.raises(ValueError, match=rf"in \[0, 1\].*item 3, label 2 of the batch has {value} .* give 0.5"):
+        learn.fit(1)
+    assert pickle.dumps(learn.model) == before and not learn.crl.alphas
+
+
+def test_class_indices_are_checked_before_the_base_loss(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(), single_label=True)
+    learn.dls.train.dataset.tensors[1][3] = -1
+    with pytest.raises(ValueError, match="class indices of 6 classes; item 3 of the batch has -1"):
+        learn.fit(1)
+
+
+def test_an_epoch_without_a_triplet_has_no_loss(tmp_path):
+    """NaN: an epoch of 0 would be the best to SaveModelCallback."""
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=lambda pct: float(0.3 < pct < 0.7)))
+    learn.fit(4, cbs=SaveModelCallback(monitor="crl_loss", fname="best"))
+    losses = [row[3] for row in learn.recorder.values]
+    assert [math.isnan(v) for v in losses] == [True, False, False, True]
+    assert [row[4] > 0 for row in learn.recorder.values] == [False, True, True, False]
+    best = learn.save_model.best if hasattr(learn, "save_model") else min(losses[1:3])
+    assert best in losses[1:3]
+
+
+@pytest.mark.parametrize("shape", [(N, 1), (N,)])
+def test_auto_alpha_of_one_label(tmp_path, shape):
+    data = torch.utils.data.TensorDataset(torch.randn(N, 8), torch.zeros(shape))
+    data.tensors[1][:8] = 1
+    dls = DataLoaders.from_dsets(data, data, bs=N, shuffle=False, num_workers=0, device="cpu")
+    learn = Learner(dls, nn.Linear(8, 1), BCEWithLogitsLossFlat(), cbs=[CRLCallback(schedule=full), Spy()])
+    with torch.no_grad():
+        z, y = learn.model(data.tensors[0]), data.tensors[1].reshape(-1, 1)
+        base = nn.functional.binary_cross_entropy_with_logits(z, y)
+        expected = 0.375 * CRL()(z, y) + 0.625 * base
+    learn.fit(1)
+    assert learn.crl.alphas == pytest.approx([0.375])  # |½ - 8 / 64|
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-5) and expected != base
+
+
+def test_float64(tmp_path):
+    torch.manual_seed(1)
+    learn = make_learner(tmp_path, [CRLCallback(alpha=0.1, schedule=full, k=3), Spy()], model=make_model().double())
+    learn.remove_cb(Recorder)  # fastai's takes float32 only
+    for loader in (learn.dls.train, learn.dls.valid):
+        loader.dataset.tensors = tuple(t.double() for t in loader.dataset.tensors)
+    x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
+    z = learn.model(x)
+    expected = 0.1 * CRL(k=3)(z, y) + 0.9 * nn.functional.binary_cross_entropy_with_logits(z, y)
+    learn.fit(1)
+    assert learn.spy.losses[0] == pytest.approx(expected.item(), rel=1e-14)
+
+
+def test_a_ready_term(tmp_path):
+    term = CRL(k=3, criterion="ranking")
+    assert CRLCallback(term=term).term is term
+    with pytest.raises(ValueError, match=r"term=CRL has its options already: give k to it"):
+        CRLCallback(term=term, k=4)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastai_crl.callback import ramp
 from fastai_crl.losses import CRL, imbalance, make_loss
-from fastai_crl.losses.crl_loss import rectify
+from fastai_crl.losses.imbalance import mix
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 __all__ = ["TERMS", "Config", "Outputs", "Term", "outputs", "train"]
@@ -194,7 +194,7 @@ def train(
         logits = model[-1](features.float())
         loss = base(logits, targets)
         if added and (share := omega * _ramp(step / steps, *added.active)):
-            loss = rectify(loss, *term.loss_and_counts(logits, targets, features.float()), share)
+            loss = mix(loss, term.loss_and_counts(logits, targets, features.float()), share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

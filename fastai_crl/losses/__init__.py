@@ -2,6 +2,7 @@
 
 from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from .crl import CRL
-from .crl_loss import CRLLoss, imbalance
+from .crl_loss import CRLLoss
+from .imbalance import imbalance
 
 __all__ = ["CRL", "MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "CRLLoss", "imbalance", "make_loss"]

@@ -97,6 +97,7 @@ def _timm(name: str) -> Any:
 
 # ---- multi-label: counts are (C,) positives, n samples ----
 def _weighted_bce(counts: Tensor, n: int, power: float = 0.5, max_weight: float | None = None) -> Any:
+    counts = counts.clamp(1, n - 1)  # a label that is always there weighed 0, and would never be learned
     weights = _timm("compute_class_weights")(counts, n, "neg_pos", power=power, max_weight=max_weight)[1]
     return BCEWithLogitsLossFlat(pos_weight=weights)
 

@@ -17,7 +17,10 @@ from fastai_crl._checks import (
     check_arguments,
     check_batch,
     check_choice,
+    check_features,
     check_per_label,
+    check_targets,
+    finite,
     one_column,
     whole_number,
 )
@@ -192,15 +195,28 @@ class CRL(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         return self.loss_and_counts(logits, targets, features).loss
 
-    def loss_and_counts(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Rectified:
-        """The term and (C,) long, the triplets of each label (pairs, for ranking): see the class for the arguments."""
+    def loss_and_counts(
+        self, logits: Tensor, targets: Tensor, features: Tensor | None = None, skip_non_finite: bool = False
+    ) -> Rectified:
+        """The term and (C,) long, the triplets of each label (pairs, for ranking): see the class for the arguments.
+
+        `skip_non_finite`: a batch with logits or features that are NaN or infinite is no error; it has no triplets.
+        """
         if self.level == "class":
             features = None
         elif features is None:
             raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
         features = None if features is None else as_plain_tensor(features)
-        check_batch(logits, targets, features, "logits", 1e20 if self.score_space == "logit" else None)
+        bound, usable = 1e20 if self.score_space == "logit" else None, None
+        if skip_non_finite:
+            check_targets(logits, targets, "logits")
+            check_features(logits, features)
+            usable = finite(logits, bound) & (features is None or finite(features))
+            logits = logits.where(usable, 0)
+            features = None if features is None else features.where(usable, 0)
+        else:
+            check_batch(logits, targets, features, "logits", bound)
         n, n_classes = logits.shape
         for name in ("frequency", "shift"):
             values = getattr(self, name)
@@ -215,6 +231,7 @@ class CRL(nn.Module):
             scores = self.scores(logits, targets.ndim == 1)
             distance = None if features is None else pairwise_distance(features)
             y = membership(targets.detach(), n_classes, logits.dtype)
+            y = y if usable is None else y.where(usable, 0.5)  # neither positives nor negatives: no triplets
             margin, by_label = self.default_margin(n_classes), self.average == "label"
             if self._by_hinge:
                 attribute, lone_positive = self.scope == "attribute", self.criterion.lone_positive

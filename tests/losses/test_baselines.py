@@ -111,6 +111,28 @@ def test_a_complete_fastai_loss(name):
     assert float(loss(LOGITS, targets)) == value
 
 
+@pytest.mark.parametrize("name", [*MULTI_LABEL_LOSSES, *(f"single {n}" for n in SINGLE_LABEL_LOSSES)])
+@pytest.mark.parametrize("count", [0, N])
+def test_a_label_that_never_or_always_occurs_is_learned(name, count):
+    """As if it had, or had not, once: the gradient pulls it the right way, and stays finite."""
+    if name == "two_way":
+        pytest.skip("knows no counts: it compares the positives of a batch with its negatives")
+    single, name = name.startswith("single "), name.removeprefix("single ")
+    counts = torch.tensor([float(count), float(N - count) if single else 20.0])
+    loss = make_loss(name, counts if name in NEEDS_COUNTS else None, N, single_label=single)
+    for there in (0, 1):
+        x = torch.tensor([[-3.0, 0.0], [3.0, 0.0]][1 - there] * 4).reshape(4, 2).requires_grad_()
+        y = torch.full((4,), 1 - there) if single else torch.tensor([[float(there), 0.0]] * 4)
+        loss(x, y).backward()
+        assert x.grad.isfinite().all()
+        assert ((x.grad[:, 0] < -1e-5) if there else (x.grad[:, 0] > 1e-5)).all(), (there, x.grad)
+
+
+def test_weight_of_a_label_that_is_always_there():
+    weight = make_loss("weighted_bce", [20, 5, 0, 19], 20, power=1).func.pos_weight
+    assert weight.tolist() == pytest.approx([1 / 19, 3, 19, 1 / 19])
+
+
 def test_half_precision_is_computed_in_float32():
     hot = torch.tensor([[30.0, -30.0]], dtype=torch.float16, requires_grad=True)
     loss = make_loss("asl")(hot, torch.tensor([[0.0, 1.0]]))

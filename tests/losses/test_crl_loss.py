@@ -1,4 +1,4 @@
-"""`CRLLoss`, the complete loss, and the imbalance measure."""
+"""`CRLLoss`, the complete loss."""
 
 import pickle
 
@@ -8,30 +8,11 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import nn
 
 from fastai_crl.hpa import HPA_COUNTS
-from fastai_crl.losses.crl_loss import CRL, CRLLoss, imbalance
+from fastai_crl.losses import CRL, CRLLoss, imbalance
 
 
 def batch(n=40, n_classes=6, rate=0.1):
     return torch.randn(n, n_classes, requires_grad=True), (torch.rand(n, n_classes) < rate).float()
-
-
-@pytest.mark.parametrize(("how", "expected"), [("move", 0.476), ("fill", 0.859), ("ratio", 0.00085)])
-def test_imbalance_of_hpa(how, expected):
-    assert imbalance(HPA_COUNTS, how) == pytest.approx(expected, rel=5e-3)
-
-
-def test_imbalance_by_hand():
-    assert imbalance([30, 10]) == pytest.approx(0.25)
-    assert imbalance(torch.tensor([30, 10]), "fill") == pytest.approx(1 - 40 / 60)
-    assert imbalance([7, 7, 7]) == 0 and imbalance([7, 7, 7], "fill") == 0 and imbalance([7, 7, 7], "ratio") == 1
-
-
-@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [1, float("nan")]])
-def test_imbalance_refuses(counts):
-    with pytest.raises(ValueError, match="counts="):
-        imbalance(counts)
-    with pytest.raises(ValueError, match="how='mean'"):
-        imbalance([1, 2], "mean")
 
 
 def test_total_is_the_mix():
@@ -105,3 +86,68 @@ def test_base_loss_without_a_reduction_keeps_it_that_way():
 def test_alpha_out_of_range(alpha):
     with pytest.raises(ValueError, match="alpha="):
         CRLLoss(alpha=alpha)
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (40,)])
+def test_auto_alpha_of_one_label(shape):
+    """Its classes are its positives and its negatives: |½ - share of positives|."""
+    loss, positives = CRLLoss(), 0
+    for i in (1, 2):
+        z, y = torch.randn(40, 1), torch.zeros(shape)
+        y[: 4 * i] = 1
+        positives += 4 * i
+        crl = CRL()(z, y.reshape(40, 1))
+        base = nn.functional.binary_cross_entropy_with_logits(z, y.reshape(40, 1))
+        alpha = 0.5 - positives / (40 * i)
+        assert alpha > 0.3 and crl > 0
+        torch.testing.assert_close(loss(z, y), alpha * crl + (1 - alpha) * base)
+    assert CRLLoss(counts=[10, 90]).alpha == pytest.approx(0.4)
+    with pytest.raises(ValueError, match=r"counts=\[5\] of one label.*positives and its negatives"):
+        CRLLoss(counts=[5])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "options", [{}, {"criterion": "ranking"}, {"level": "instance"}, {"criterion": "distribution"}]
+)
+def test_a_batch_that_is_not_finite_is_left_to_the_base_loss(value, options):
+    good, targets = batch()
+    features = torch.randn(40, 3, requires_grad=True) if options.get("level") else None
+    loss = CRLLoss(alpha=0.4, **options)
+    assert loss.crl.loss_and_counts(good, targets, features).counts.any()
+    logits = good.detach().clone()
+    logits[3, 1] = value
+    logits.requires_grad_()
+    total, base = loss(logits, targets, features), nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(total, base, equal_nan=True)
+    rectified = loss.crl.loss_and_counts(logits, targets, features, skip_non_finite=True)
+    assert rectified.loss == 0 and not rectified.counts.any()
+    ours = torch.autograd.grad(rectified.loss, logits, allow_unused=True, materialize_grads=True)[0]
+    assert not ours.any()  # 0, and not NaN
+    with pytest.raises(ValueError, match="logits must be finite"):
+        loss.crl(logits, targets, features)
+
+
+def test_a_batch_that_is_not_finite_is_not_remembered():
+    z, y = batch(rate=0.3)
+    term = CRL(memory=4)
+    term.loss_and_counts(torch.full_like(z, torch.nan), y, skip_non_finite=True)
+    assert term.past.total.sum() == 0
+    term.loss_and_counts(z, y, skip_non_finite=True)
+    assert term.past.total.tolist() == y.sum(0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([[1.0, torch.nan], [0, 1]]), r"\[0, 1\].*item 0, label 1 of the batch has nan \(1 such"),
+        (torch.tensor([[1, 0], [-1, -1]]), r"item 1, label 0 of the batch has -1 \(2 such in all\).*0\.5"),
+        (torch.tensor([1, 2]), r"\[0, 1\]: class indices of 2 classes; item 1 of the batch has 2"),
+        (torch.tensor([-1, 0]), r"item 0 of the batch has -1"),
+    ],
+)
+def test_targets_are_checked_before_logits(targets, message):
+    for logits in (torch.zeros(2, 2), torch.full((2, 2), torch.nan)):
+        for call in (CRL(), CRLLoss(base_loss=lambda z, y: z.sum(), alpha=0.5), CRLLoss(lambda z, y: z.sum(), 0.0)):
+            with pytest.raises(ValueError, match=message):
+                call(logits, targets)

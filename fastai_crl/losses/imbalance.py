@@ -1,0 +1,73 @@
+"""The imbalance Ω of labels, and the mix of base loss and rectification that it weighs (arXiv:1804.10851, eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .crl import Rectified
+
+__all__ = ["imbalance", "mix", "omega"]
+
+
+def imbalance(counts: Sequence[float] | Tensor) -> float:
+    """Ω of the paper's α = η·Ω (eq. 8): ½·Σ|h_c/Σh - 1/C|, the share of labels to move to other classes.
+
+    The paper has it as "the minimum percentage of samples to make the classes uniform". With Ω in percent and its
+    η = 0.01, α is this fraction. Of the 28 labels of HPA 2018 it is 0.476. Of one binary label the classes are its
+    positives and its negatives: Ω of `[positives, negatives]` is |½ - share of positives|.
+
+    Args:
+        counts: C numbers of positives h_c, ≥ 0, not all zero.
+
+    Returns:
+        A float in [0, 1]; 0 for uniform counts, so also for a single class.
+
+    Raises:
+        ValueError: counts that are empty, negative, not finite or all zero.
+
+    Example:
+        >>> imbalance([30, 10])
+        0.25
+    """
+    h = torch.as_tensor(counts, dtype=torch.float64).flatten()
+    if not len(h) or not bool(h.isfinite().all()) or bool((h < 0).any()) or not float(h.sum()) > 0:
+        raise ValueError(f"counts={h.tolist()}: give one finite count per class, none negative, not all zero.")
+    return float(_move(h))
+
+
+def omega(counts: Tensor, n: int | Tensor) -> Tensor:
+    """Ω of the labels of `n` items, on their device: `imbalance`, of one label that of its positives and negatives.
+
+    Args:
+        counts: (C,) positives of each label, floating point.
+        n: number of items.
+
+    Returns:
+        A scalar of the dtype of counts; 0 where no label occurs, unless there is but one.
+    """
+    return _move(torch.cat([counts, n - counts]) if len(counts) == 1 else counts)
+
+
+def _move(h: Tensor) -> Tensor:
+    total = h.sum()
+    return torch.where(total > 0, (h / torch.where(total > 0, total, 1) - 1 / len(h)).abs().sum() / 2, 0)
+
+
+def mix(base: Tensor, rectified: Rectified, alpha: float | Tensor) -> Tensor:
+    """α·L_crl + (1 - α)·L_base; exactly L_base where no triplet was mined, or L_base is not finite.
+
+    Args:
+        base: L_base, a scalar.
+        rectified: L_crl and its triplets per label, of `CRL.loss_and_counts`.
+        alpha: α in [0, 1]; it is used in the losses' precision.
+
+    Returns:
+        The scalar loss; no step waits for a GPU.
+    """
+    dtype = torch.promote_types(base.dtype, rectified.loss.dtype)
+    alpha = alpha.to(dtype) if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=dtype, device=base.device)
+    mined = (rectified.counts.sum() > 0) & base.detach().isfinite()
+    return torch.where(mined, alpha * rectified.loss + (1 - alpha) * base, base)
