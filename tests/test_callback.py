@@ -15,7 +15,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision  # noqa: F401  (adds to_fp16 to Learner)
 from fastai.callback.mixup import CutMix, MixUp
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos  # noqa: F401  (adds fit_one_cycle to Learner)
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -751,7 +751,8 @@ def test_auto_alpha_of_one_label(tmp_path, shape):
 def test_float64(tmp_path):
     torch.manual_seed(1)
     learn = make_learner(tmp_path, [CRLCallback(alpha=0.1, schedule=full, k=3), Spy()], model=make_model().double())
-    learn.remove_cb(Recorder)  # fastai's takes float32 only
+    learn.remove_cbs([Recorder, ProgressCallback])  # fastai's recorder takes float32 only, and its own loss gives it
+    learn.loss_func = nn.BCEWithLogitsLoss()
     for loader in (learn.dls.train, learn.dls.valid):
         loader.dataset.tensors = tuple(t.double() for t in loader.dataset.tensors)
     x, y = (t[:32] for t in learn.dls.train.dataset.tensors)
