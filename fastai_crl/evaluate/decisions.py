@@ -50,15 +50,20 @@ def as_array(x: ArrayLike | Tensor) -> np.ndarray:
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
-def as_probabilities(probs: ArrayLike, name: str = "probs") -> np.ndarray:
+def as_probabilities(probs: ArrayLike, name: str = "probs", rows: Sequence[str] | None = None) -> np.ndarray:
     """Return probabilities (n, C), finite and in [0, 1]; what rounding put beyond is brought back.
+
+    `name` and `rows`, names of the samples, are for errors.
 
     Raises:
         ValueError: another shape, values that are not finite or out of range, as logits are.
     """
     probs = _as_scores(probs, name)
-    if not np.isfinite(probs).all():
-        raise ValueError(f"{name} hold NaN or infinity: give probabilities. Has the training diverged?")
+    if bad := np.flatnonzero(~np.isfinite(probs).all(1)).tolist():
+        fix = "Give probabilities. Has the training diverged?"
+        raise ValueError(
+            offenders(f"{name} hold NaN or infinity in rows", [rows[i] for i in bad] if rows else bad, fix)
+        )
     low, high = (float(probs.min()), float(probs.max())) if probs.size else (0.0, 1.0)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Predictions of a learner: the probabilities, of whatever loss and loader, and pictures of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ def predict_probabilities(
     need_targets: bool = False,
     inner: bool = False,
     predict: Callable[..., tuple[Tensor, ...]] | None = None,
+    rows: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Predict a data set: probabilities as the learner's loss defines them, see `activation_of`.
 
@@ -40,6 +41,7 @@ def predict_probabilities(
         inner: as for `Learner.get_preds`, for use within a fit.
         predict: test-time augmentation in place of `get_preds`, called as `predict(learn, dl=dl)`; its first result are
             probabilities.
+        rows: names of the items, for errors.
 
     Returns:
         Probabilities (n, C), float32, and targets, None where the loader gives none; both on the CPU.
@@ -71,7 +73,8 @@ def predict_probabilities(
         # Batch by batch, as an element's last bit can depend on its place in the tensor.
         size = getattr(dl, "bs", None) or getattr(dl, "batch_size", None) or len(out)
         out = torch.cat([activation(batch) for batch in out.split(size)])
-    return torch.from_numpy(as_probabilities(out, f"Predictions ({type(learn.loss_func).__name__})")), targets
+    name = f"Predictions ({type(learn.loss_func).__name__})"
+    return torch.from_numpy(as_probabilities(out, name, rows)), targets
 
 
 def in_order(learn: Learner, ds_idx: int = 1) -> Any:

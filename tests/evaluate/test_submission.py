@@ -1,5 +1,6 @@
 """Submissions for a folder without labels."""
 
+import functools
 import os
 import shutil
 import signal
@@ -15,8 +16,9 @@ import tifffile
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, load_learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastcore.basics import noop
+from filelock import FileLock
 from torch import nn
 
 from fastai_crl.data.loaders import HPADataLoaders
@@ -24,6 +26,7 @@ from fastai_crl.evaluate.decisions import set_thresholds
 from fastai_crl.evaluate.submission import write_submission
 
 N = 40
+HEAD = 16  # bytes before the values of a chunk
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_bad_arguments(learn, hpa, tmp_path):
         write_submission(learn, hpa / "test", tmp_path / "s.csv", **kwargs)
 
     vocab = [str(v) for v in learn.dls.vocab]
-    with pytest.raises(ValueError, match=rf"thresh has shape \(3,\): give one number, or {len(vocab)} "):
+    with pytest.raises(ValueError, match=rf"thresholds of shape \(3,\) do not fit {len(vocab)} labels"):
         write(thresh=[0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match=r"Thresholds out of range \(1 in all\): 1\.5"):
         write(thresh=1.5)
@@ -145,7 +148,7 @@ def test_damage_is_found_before_predicting(learn, hpa, tmp_path):
 def test_probabilities_that_are_not_finite(learn, hpa, tmp_path):
     with torch.no_grad():
         learn.model[1].bias[2] = float("nan")
-    with pytest.raises(ValueError, match=r"not finite for the ids \(6 in all\): synthetic-000060"):
+    with pytest.raises(ValueError, match=r"NaN or infinity in rows \(6 in all\): synthetic-000060"):
         write_submission(learn, hpa / "test", tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
 
@@ -188,10 +191,10 @@ def without_header(file: Path) -> bytes:
 
 
 def test_batches_are_written_as_they_come(plain, many, tmp_path):
-    counts = Count(tmp_path / "s.partial")
+    counts = Count(tmp_path / "s.csv.partial")
     plain.add_cb(counts)
     write_submission(plain, many, tmp_path / "s.csv", chunk=10)  # rounded up to two batches of eight
-    chunk = 16 * 4 * len(plain.dls.vocab)
+    chunk = HEAD + 16 * 4 * len(plain.dls.vocab)
     assert np.diff(counts.sizes).tolist() == [0, chunk, 0, chunk] and counts.images == N
 
 
@@ -203,12 +206,12 @@ def test_an_interrupted_run_is_continued_with_the_same_result(plain, many, tmp_p
         plain.add_cb(stop)
         write_submission(plain, many, tmp_path / "s.csv", chunk=8)
     plain.remove_cb(stop)
-    partial = tmp_path / "s.partial"
+    partial = tmp_path / "s.csv.partial"
     with partial.open("ab") as f:
         f.write(b"x" * torn)  # half a row, as a killed run may leave
     counts = Count()
     plain.add_cb(counts)
-    assert len(without_header(partial)) == 16 * 4 * len(plain.dls.vocab) + torn
+    assert len(without_header(partial)) == 2 * (HEAD + 8 * 4 * len(plain.dls.vocab)) + torn
     assert not (tmp_path / "s.csv").exists()
     table = write_submission(plain, many, tmp_path / "s.csv", chunk=8)
     assert counts.images == N - 16 and table.equals(whole) and not partial.exists()
@@ -253,21 +256,21 @@ def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_pat
     args = [sys.executable, "-c", KILLED, tmp_path / "x.pkl", many, tmp_path / "s.csv"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    partial, row = tmp_path / "s.partial", 4 * len(plain.dls.vocab)
+    partial, chunk = tmp_path / "s.csv.partial", HEAD + 8 * 4 * len(plain.dls.vocab)
     try:
         until = time.monotonic() + 120
-        while not partial.exists() or len(without_header(partial)) < 16 * row:
+        while not partial.exists() or len(without_header(partial)) < 2 * chunk:
             assert process.poll() is None and time.monotonic() < until, "the process ended or hung before it wrote"
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (tmp_path / "s.csv").exists()
-    done = len(without_header(partial)) // row
+    done = len(without_header(partial)) // chunk * 8
     assert 16 <= done < N
     learn, counts = load_learner(tmp_path / "x.pkl"), Count()
     learn.add_cb(counts)
     table = write_submission(learn, many, tmp_path / "s.csv")
-    assert counts.images == N - done // 8 * 8 and table.Id.is_unique and table.equals(whole)
+    assert counts.images == N - done and table.Id.is_unique and table.equals(whole)
     assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
 
 
@@ -280,14 +283,14 @@ def test_a_stale_partial_file_is_noticed(plain, many, tmp_path):
         plain.remove_cb(stop)
 
     def refused(what: str, folder=many, learn=plain, **kwargs):
-        with pytest.raises(ValueError, match=rf"s\.partial was begun with other {what} and .*resume=False"):
+        with pytest.raises(ValueError, match=rf"s\.csv\.partial was begun with other {what} and .*resume=False"):
             write_submission(learn, folder, tmp_path / "s.csv", **kwargs)
 
     interrupt()
     shutil.copytree(many, tmp_path / "more")
     for file in sorted(many.iterdir())[-4:]:
         shutil.copy(file, tmp_path / "more" / f"z{file.name}")
-    refused("ids", tmp_path / "more")
+    refused("ids, files", tmp_path / "more")
     refused("test-time augmentation", tta=lambda learn, dl: learn.get_preds(dl=dl))
     bias = plain.model[1].bias
     with torch.no_grad():
@@ -298,12 +301,12 @@ def test_a_stale_partial_file_is_noticed(plain, many, tmp_path):
     plain.dls.valid.after_batch.fs[-1].mean += 1e-3
     refused("transforms.*")
     plain.dls.valid.after_batch.fs[-1].mean -= 1e-3
-    (tmp_path / "s.partial").write_bytes(b"\x00\x01 not ours\n" + b"0" * 1000)
+    (tmp_path / "s.csv.partial").write_bytes(b"\x00\x01 not ours\n" + b"0" * 1000)
     refused("content")
     counts = Count()
     plain.add_cb(counts)
     write_submission(plain, many, tmp_path / "s.csv", resume=False)
-    assert counts.images == N and not (tmp_path / "s.partial").exists()
+    assert counts.images == N and not (tmp_path / "s.csv.partial").exists()
 
 
 def test_test_time_augmentation(plain, many, tmp_path):
@@ -322,7 +325,7 @@ def test_test_time_augmentation(plain, many, tmp_path):
 
 
 def test_loader_options_and_silence(plain, many, tmp_path, capfd):
-    counts = Count(tmp_path / "s.partial")
+    counts = Count(tmp_path / "s.csv.partial")
     plain.add_cb(counts)
     one = write_submission(plain, many, tmp_path / "s.csv", bs=20, progress=False)
     assert len(counts.sizes) == 2 and counts.images == N and capfd.readouterr().out == ""
@@ -360,3 +363,205 @@ def test_the_check_knows_the_depth_that_training_was_told(tmp_path):
     learn = Learner(dls, net, loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
     table = write_submission(learn, tmp_path / "train", tmp_path / "s.csv", progress=False)
     assert list(table["Id"]) == [str(k) for k in range(8)]
+
+
+# ---------------------------------------------------------------- nothing but what this run would compute
+
+
+def interrupted(learn, folder, fname, **kwargs):
+    """Leave a partial file of two chunks of eight."""
+    stop = Count(stop_after=20)
+    learn.add_cb(stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_submission(learn, folder, fname, chunk=8, progress=False, **kwargs)
+    learn.remove_cb(stop)
+    return fname.with_name(f"{fname.name}.partial")
+
+
+@pytest.mark.parametrize(
+    "damage", ["zeroed row", "zeroed chunk", "flipped bit", "surplus", "twice", "zeros at the end"]
+)
+def test_damaged_rows_are_predicted_anew(plain, many, tmp_path, damage):
+    whole = write_submission(plain, many, tmp_path / "whole.csv", progress=False)
+    partial = interrupted(plain, many, tmp_path / "s.csv")
+    header, data = partial.read_bytes().split(b"\n", 1)
+    row = 4 * len(plain.dls.vocab)
+    chunk = HEAD + 8 * row
+    kept = {"zeroed row": 8, "zeroed chunk": 0, "flipped bit": 0}.get(damage, 16)
+    data = {
+        "zeroed row": data[: chunk + HEAD] + bytes(row) + data[chunk + HEAD + row :],
+        "zeroed chunk": bytes(chunk) + data[chunk:],
+        "flipped bit": data[: HEAD + 5] + bytes([data[HEAD + 5] ^ 1]) + data[HEAD + 6 :],
+        "surplus": data + data[:chunk] * 4,
+        "twice": data + data[chunk:],
+        "zeros at the end": data + bytes(3 * chunk),
+    }[damage]
+    partial.write_bytes(header + b"\n" + data)
+    counts = Count()
+    plain.add_cb(counts)
+    assert write_submission(plain, many, tmp_path / "s.csv", progress=False).equals(whole)
+    assert counts.images == N - kept
+    assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
+
+
+def test_a_partial_file_is_bound_to_files_network_and_activation(hpa, many, tmp_path):
+    folder = shutil.copytree(many, tmp_path / "images")
+    dls = HPADataLoaders.from_csv(hpa, size=32, bs=8, num_workers=0)
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab)))
+    learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
+    interrupted(learn, folder, tmp_path / "s.csv")
+
+    def refused(what, **kwargs):
+        with pytest.raises(ValueError, match=rf"begun with other {what} and cannot be continued"):
+            write_submission(learn, folder, tmp_path / "s.csv", progress=False, **kwargs)
+
+    model[0].eps = 0.1  # outside of the weights
+    refused("network")
+    model[0].eps = 1e-5
+    learn.loss_func = nn.CrossEntropyLoss()
+    refused("activation")
+    learn.loss_func = nn.BCEWithLogitsLoss()  # the same probabilities
+    refused("test-time augmentation", tta=partial_tta(times=2))
+    files = sorted(folder.iterdir())
+    os.replace(shutil.copy2(files[-1], tmp_path / "x"), files[4])  # another image under the same name
+    refused("files")
+    write_submission(learn, folder, tmp_path / "s.csv", progress=False, resume=False)
+
+
+def partial_tta(times):
+    return functools.partial(lambda learn, dl, times: learn.get_preds(dl=dl), times=times)
+
+
+def test_options_of_test_time_augmentation_are_told_apart(plain, many, tmp_path):
+    interrupted(plain, many, tmp_path / "s.csv", tta=partial_tta(times=2))
+    with pytest.raises(ValueError, match="other test-time augmentation and"):
+        write_submission(plain, many, tmp_path / "s.csv", tta=partial_tta(times=3), progress=False)
+    counts = Count()
+    plain.add_cb(counts)
+    write_submission(plain, many, tmp_path / "s.csv", tta=partial_tta(times=2), progress=False)
+    assert counts.images == N - 16
+
+
+def test_two_writers(plain, many, tmp_path):
+    with FileLock(tmp_path / "s.csv.lock"):
+        with pytest.raises(RuntimeError, match=r"s\.csv is being written by another process"):
+            write_submission(plain, many, tmp_path / "s.csv", progress=False)
+        write_submission(plain, many, tmp_path / "t.csv", progress=False)
+    write_submission(plain, many, tmp_path / "s.csv", progress=False)
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_names_of_files(plain, many, tmp_path):
+    names = ("a.csv", "a.txt", "x.partial")
+    left = [interrupted(plain, many, tmp_path / name) for name in names]
+    assert len(set(left)) == 3 and all(file.exists() for file in left)
+    for name in names:
+        write_submission(plain, many, tmp_path / name, progress=False)
+    found = {f.name for f in tmp_path.iterdir()}
+    assert found == {*names, "a_probs.csv", "a.txt_probs.csv", "x.partial_probs.csv"}
+
+
+def test_a_missing_folder_is_made_and_a_folder_is_no_file(plain, many, tmp_path):
+    table = write_submission(plain, many, tmp_path / "out" / "deep" / "s.csv", chunk=1e3, progress=False)
+    assert len(pd.read_csv(tmp_path / "out" / "deep" / "s.csv")) == len(table) == N
+    counts = Count()
+    plain.add_cb(counts)
+    with pytest.raises(ValueError, match="is a folder: give the name of a file"):
+        write_submission(plain, many, tmp_path / "out", progress=False)
+    for chunk in (1.5, "8", True, float("nan")):
+        with pytest.raises(ValueError, match="chunk="):
+            write_submission(plain, many, tmp_path / "s.csv", chunk=chunk, progress=False)
+    assert counts.images == 0
+
+
+def test_ids_and_folders_inside(plain, many, tmp_path):
+    table = write_submission(plain, many, tmp_path / "s.csv", progress=False)
+    some = table.Id.tolist()[5:1:-1]
+    found = write_submission(plain, many, tmp_path / "t.csv", ids=some, progress=False)
+    assert found.Id.tolist() == some and found.Predicted.tolist() == table.Predicted.tolist()[5:1:-1]
+    for k, file in enumerate(sorted(many.iterdir())):
+        (tmp_path / "plates" / f"p{k // 80}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "plates" / f"p{k // 80}" / file.name)
+    inside = write_submission(plain, tmp_path / "plates", tmp_path / "u.csv", subfolders=True, progress=False)
+    assert inside.Id.tolist() == [f"p{k // 20}/{i}" for k, i in enumerate(table.Id)]
+    assert inside.Predicted.tolist() == table.Predicted.tolist()
+    two = write_submission(plain, tmp_path / "plates", tmp_path / "v.csv", ids=inside.Id[:2], progress=False)
+    assert two.equals(inside[:2])
+    with pytest.raises(FileNotFoundError, match="ghost_"):
+        write_submission(plain, many, tmp_path / "w.csv", ids=["ghost"])
+    with pytest.raises(ValueError, match="holds no id"):
+        write_submission(plain, many, tmp_path / "w.csv", ids=[])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_files_named_otherwise_than_those_of_the_training(hpa, many, tmp_path, cache):
+    home = shutil.copytree(hpa, tmp_path / "hpa")
+    dls = HPADataLoaders.from_csv(home, size=32, bs=8, num_workers=0, cache=cache)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
+    expected = write_submission(learn, many, tmp_path / "s.csv", progress=False)
+    (tmp_path / "other").mkdir()
+    for file in many.iterdir():
+        i, c = file.stem.rsplit("_", 1)
+        shutil.copy(file, tmp_path / "other" / f"{c}-{i}.png")
+    found = write_submission(
+        learn, tmp_path / "other", tmp_path / "t.csv", pattern="{channel}-{id}.png", progress=False
+    )
+    assert found.equals(expected)
+    assert write_submission(learn, many, tmp_path / "u.csv", progress=False).equals(expected)  # as before
+
+
+def labelled(tmp_path, hpa, labels, **options):
+    """A learner on the images of `hpa`, with other labels."""
+    home = shutil.copytree(hpa, tmp_path / "home")
+    frame = pd.read_csv(home / "train.csv", dtype=str)
+    frame["Target"] = [labels[k % len(labels)] for k in range(len(frame))]
+    frame.to_csv(home / "train.csv", index=False)
+    dls = HPADataLoaders.from_csv(home, size=32, bs=8, num_workers=0, **options)
+    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
+
+
+def test_labels_that_hold_the_delimiter(hpa, many, tmp_path):
+    learn = labelled(tmp_path, hpa, ["cell wall|wall", "cell"], label_delim="|")
+    with pytest.raises(ValueError, match=r"hold the delimiter \(1 in all\): 'cell wall'.*delim="):
+        write_submission(learn, many, tmp_path / "s.csv")
+    table = write_submission(learn, many, tmp_path / "s.csv", thresh=0, delim="|", progress=False)
+    assert {frozenset(p.split("|")) for p in table.Predicted} == {frozenset(learn.dls.vocab)}
+    none = write_submission(learn, many, tmp_path / "s.csv", thresh=1, delim="|", at_least_one=False, progress=False)
+    assert set(none.Predicted) == {""}
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat, nn.CrossEntropyLoss])
+def test_single_label(hpa, many, tmp_path, loss):
+    learn = labelled(tmp_path, hpa, ["a b", "b", "c"], label_delim=None)
+    learn.loss_func = loss()
+    table = write_submission(learn, many, tmp_path / "s.csv", progress=False)
+    probs = read_probs(tmp_path / "s_probs.csv")
+    assert np.allclose(probs.sum(1), 1, atol=1e-5) and table.Predicted.tolist() == probs.idxmax(axis=1).tolist()
+    with pytest.raises(ValueError, match=r"thresh=0.3: a single-label task takes the likeliest class"):
+        write_submission(learn, many, tmp_path / "s.csv", thresh=0.3)
+
+
+RANKS = """
+import os, sys
+import torch.distributed as dist
+from fastai.learner import load_learner
+from fastai_crl.evaluate.submission import write_submission
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=int(sys.argv[5]), world_size=2)
+learn = load_learner(sys.argv[1])
+table = write_submission(learn, sys.argv[2], sys.argv[3], chunk=8, progress=False)
+table.to_csv(f"{sys.argv[3]}.rank{sys.argv[5]}", index=False)
+"""
+
+
+@pytest.mark.slow
+def test_both_processes_of_a_distributed_run(plain, many, tmp_path):
+    plain.export("x.pkl")
+    write_submission(plain, many, tmp_path / "whole.csv", progress=False)
+    args = [sys.executable, "-c", RANKS, tmp_path / "x.pkl", many, tmp_path / "s.csv", tmp_path / "meet"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*args, str(rank)], stdout=subprocess.DEVNULL, env=env) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for name in ("s.csv", "s.csv.rank0", "s.csv.rank1"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.lock"))
