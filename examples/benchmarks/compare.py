@@ -21,7 +21,7 @@ On your own data, a folder as the README describes: few arms, as many seeds as f
 
 Every finished run is a row of `runs.csv`; started again, it goes on where it was, after a kill too. What informs most
 comes first: choices of learning rates, then one seed of the main arms on all tasks, and so on. `table.md`,
-`differences.png` and `gains.png` are made of the rows there are (`--report_only`: without running more). `outputs/`
+`differences.png` and `gains.png` are made of the rows there are (`--report`: without running more). `outputs/`
 holds each run's logits and embeddings, for measures thought of later; `traces/` the embedding's geometry, epoch by
 epoch, of each arm's first seed.
 """
@@ -194,7 +194,7 @@ class Comparison:
         return self.runs.add(key, run(self.cut[job.task](job.seed), config, job.seed, job.stage, self.out, name))
 
 
-def report(runs: Runs, out: Path) -> None:
+def write_report(runs: Runs, out: Path) -> None:
     """Write the tables and the pictures of the rows there are."""
     frame = runs.frame()
     if not (frame["stage"] == "test").any():
@@ -230,7 +230,7 @@ def main(
     bs: int = 0,  # size of a batch; 0: the task's own
     width: int = 16,  # channels of the network's first stage
     bf16: store_true = False,  # train in bfloat16, where the processor is faster in it
-    report_only: store_true = False,  # only make the tables again
+    report: store_true = False,  # only make the tables again
     path: str | None = None,  # your own data, DIR/train.csv and DIR/train, in place of the four tasks
     channels: str = ",".join(HPA_CHANNELS),  # of your own images
     size: int = 64,  # side in pixels that your own images are resized to
@@ -252,8 +252,8 @@ def main(
     root = Path(__file__).resolve().parents[2]
     folder, out_dir = Path(data) if data else root.parent / "shared" / "data", Path(out)
     out_dir.mkdir(parents=True, exist_ok=True)
-    if report_only:
-        return report(Runs(out_dir / "runs.csv"), out_dir)
+    if report:
+        return write_report(Runs(out_dir / "runs.csv"), out_dir)
     rates = [float(lr) for lr in lrs.split(",")]
     common = {"epochs": epochs, "bs": bs, "width": width, "bf16": bf16}
     own = own_task(Path(path), channels.split(","), size) if path else None
@@ -278,6 +278,6 @@ def main(
             progress.comment = f"{job.task} {job.base} {job.crl} {job.stage} {job.seed}"
             once(job)
             longest = max(longest, time.perf_counter() - begun)
-        report(runs, out_dir)
+        write_report(runs, out_dir)
         if own:
             print(advise(runs.frame()))

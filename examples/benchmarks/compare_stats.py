@@ -260,7 +260,7 @@ def plot_traces(folder: Path, out: Path) -> None:
         return
     named = [(*file.stem.split("-")[:4], pd.read_csv(file)) for file in files]  # task, base, sampler, added
     tasks = list(dict.fromkeys(task for task, *_ in named))
-    fig, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.4), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3.5 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
     for task, ax in zip(tasks, axes[0], strict=True):
         for name, base, _, crl, trace in named:
             if name == task:
@@ -272,6 +272,7 @@ def plot_traces(folder: Path, out: Path) -> None:
         ax.axhline(1, color="0.7", lw=0.8)
         ax.set(title=task, xlabel="epoch", ylabel="distance outside / within")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    fig.suptitle("Rare labels in the embedding, on validation: cosine distance to other samples over that to their own")
+    title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
+    fig.suptitle(title, fontsize="small")
     fig.savefig(out, dpi=110)
     plt.close(fig)

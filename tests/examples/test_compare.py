@@ -458,7 +458,7 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     done = rows_of(killed / "runs.csv")
     with open(killed / "runs.csv", "a") as f:
         f.write("features,drawn,bce,uni")  # as if it had been writing
-    compare.main(out=str(killed), report_only=True)  # looks, and leaves what another process may be writing
+    compare.main(out=str(killed), report=True)  # looks, and leaves what another process may be writing
     assert (killed / "runs.csv").read_text().endswith(",uni")
     for out in (killed, whole):
         compare.main(out=str(out), **options)
