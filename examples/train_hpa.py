@@ -1,23 +1,33 @@
-"""Train a classifier of four-channel cell images with the Class Rectification Loss, and keep what came of it.
+"""Train a classifier of four-channel cell images with the Class Rectification Loss, and show what came of it.
 
 Without arguments it draws a SYNTHETIC set (28 labels, uneven) under data/ and trains on that; with --path it trains on
 a folder in the layout of the Kaggle competition: train.csv (Id,Target), train/{Id}_{channel}.png and perhaps test/.
+The same command with --alpha 0 trains without the rectification beside it; whichever run is second compares the two.
 """
 
+import shlex
 import sys
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # fastai's import calls torch functions that are to be replaced one day
+with warnings.catch_warnings():  # fastai's import calls it, which is to be replaced one day
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from fastai.vision import all as fastai_vision
     from fastai.vision.all import *
 from fastcore.script import call_parse
 
 from fastai_crl.all import *
+from fastai_crl.images.show import FOUND
+from fastai_crl.labels import shown_names
 
-FOUND, MISSED, FALSE = "#0067a5", "#c26a00", "#a1006b"  # blue, orange, purple: colours most eyes tell apart
+PICTURES = {
+    "batch": "images of a training batch, as the network gets them",
+    "results": "validation images with the labels found, missed and falsely given",
+    "training": "losses, scores and alpha over training; images and triplets of each label",
+    "gain": "average precision of each label against the run without rectification, rare labels first",
+}
 
 
 def small_resnet(pretrained=False):
@@ -25,96 +35,29 @@ def small_resnet(pretrained=False):
     return XResNet(ResBlock, 1, [1, 1, 1, 1])
 
 
-class EpochTable(Callback):
-    """Keep the rows of fastai's epoch table; print them too where there is no terminal to show it."""
-
-    order = 70  # after the recorder
-
-    def __init__(self, echo):
-        self.echo, self.rows = echo, []
-
-    def before_fit(self):
-        if self.echo:
-            print("  ".join(f"{name:>12}" for name in self.recorder.metric_names), flush=True)
-
-    def after_epoch(self):
-        self.rows.append(dict(zip(self.recorder.metric_names, self.recorder.log, strict=True)))
-        if self.echo:
-            cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in self.recorder.log)
-            print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
-
-    def history(self):
-        """One row per epoch, numbered through where training had two phases."""
-        table = pd.DataFrame(self.rows)
-        table["epoch"] = range(len(table))
-        return table
+def print_row(learn, row):
+    """Print a row of the epoch table where there is no terminal to draw it."""
+    if row[0] == 0:
+        print("  ".join(f"{name:>12}" for name in learn.recorder.metric_names))
+    print("  ".join(f"{v:>12.4f}" if isinstance(v, float) else f"{v:>12}" for v in row), flush=True)
 
 
-def readable(vocab):
-    """Names of the labels: those of the Human Protein Atlas for its numbers, else the labels as they are."""
-    return [HPA_LABELS[int(v)] if str(v).isdecimal() and int(v) < len(HPA_LABELS) else str(v) for v in vocab]
+def read_history(file):
+    """Read the epochs that fastai's `CSVLogger` wrote, numbered through where training had two phases."""
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(row for row in rows if row != header)]))
+    history = pd.read_csv(file).assign(epoch=lambda table: range(len(table)))
+    history.to_csv(file, index=False)
+    return history
 
 
-def choose(probs, thresh=0.5):
-    """Which labels to hand in: those above `thresh`, and the likeliest where there is none."""
-    chosen = np.asarray(probs) > thresh
-    chosen[np.arange(len(chosen)), np.asarray(probs).argmax(1)] = True
-    return chosen
+def save(file):
+    """Save the current figure."""
+    plt.savefig(file, dpi=90, bbox_inches="tight")
+    plt.close()
 
 
-def gallery(images, captions, fname, title, ncols=6, most=7):
-    """Save images with a caption of coloured lines above each, [(text, colour), ...]; `most` lines at the most.
-
-    Every image is there twice: all channels together, and below it the protein of interest (green) alone.
-    """
-    protein = "green" in (images[0].channels or ()) and len(images[0].channels) > 1
-    captions = [
-        c if len(c) <= most else [*c[: most - 1], (f"and {len(c) - most + 1} more", c[-1][1])] for c in captions
-    ]
-    ncols = min(ncols, len(images))
-    side, gap, line = 1.9, 0.1, 0.155  # inches
-    rows = [range(i, min(i + ncols, len(images))) for i in range(0, len(images), ncols)]
-    heights = [line * max(len(captions[i]) for i in row) + (side + gap) * (1 + protein) + gap for row in rows]
-    width, height = max(6, ncols * (side + gap) + gap), sum(heights) + 0.4
-    fig, top = plt.figure(figsize=(width, height)), height - 0.4
-    fig.text(gap / width, 1 - 0.2 / height, title, fontsize=11, va="center")
-    for row, tall in zip(rows, heights, strict=True):
-        low, top = top - tall + gap, top - tall  # of the lowest picture of the row, and of the next row's upper edge
-        for col, i in enumerate(row):
-            left = (gap + col * (side + gap)) / width
-            for level, channels in enumerate((["green"], None) if protein else (None,)):
-                at = (left, (low + level * (side + gap)) / height, side / width, side / height)
-                images[i].show(ctx=fig.add_axes(at), channels=channels, stretch=99.5)
-            above = low + (side + gap) * (1 + protein) - gap + 0.04
-            for j, (text, colour) in enumerate(reversed(captions[i])):
-                fig.text(left, (above + j * line) / height, text, color=colour, fontsize=8)
-    fig.savefig(fname, dpi=90)
-    plt.close(fig)
-
-
-def picture_batch(dls, names, fname, note):
-    """Images of one training batch, augmented, as the network gets them."""
-    xb, yb = dls.train.one_batch()
-    images = [image for image, *_ in dls.train.decode_batch((xb, yb), max_n=12)]
-    captions = [[(n, "black") for n, y in zip(names, ys, strict=True) if y] or [("no label", "gray")] for ys in yb[:12]]
-    shown = "; below each image its green channel, the protein" if "green" in dls.channels else ""
-    gallery(images, captions, fname, f"Images of a training batch{note}{shown}")
-
-
-def picture_results(dls, probs, targets, names, fname, note):
-    """Validation images with the labels that were found, missed and falsely given."""
-    some = np.random.default_rng(0).permutation(len(targets))[:12]
-    images = [dls.valid_ds[int(i)][0] for i in some]
-    captions = []
-    for wanted, given in zip(np.asarray(targets)[some] > 0.5, choose(probs)[some], strict=True):
-        kinds = (("✓", FOUND, wanted & given), ("○", MISSED, wanted & ~given), ("✗", FALSE, given & ~wanted))
-        captions.append(
-            [(f"{mark} {names[c]}", colour) for mark, colour, which in kinds for c in np.flatnonzero(which)]
-        )
-    gallery(images, captions, fname, f"Random validation images{note}: ✓ found   ○ missed   ✗ false")
-
-
-def picture_training(learn, history, before, report, fname, note):
+def draw_training(learn, history, before, report, note):
     """Losses, scores and alpha over training; of each label its training images and the triplets mined."""
     fig = plt.figure(figsize=(12, max(6.5, 1.5 + 0.24 * len(report))), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.5))
@@ -148,17 +91,33 @@ def picture_training(learn, history, before, report, fname, note):
         ax.margins(y=0.01)
     counts.tick_params(labelsize=8)
     fig.suptitle(f"Training{note}", fontsize=11)
-    fig.savefig(fname, dpi=90)
-    plt.close(fig)
 
 
-def scores_line(report):
-    """The two scores and how many labels the network knows at all."""
-    known = report[report["support"] > 0]
-    return (
-        f"macro F1 {report['F1'].mean():.3f}, mean AP {known['AP'].mean():.3f}, "
-        f"{(known['F1'] > 0).sum()} of the {len(known)} labels in validation found at least once"
-    )
+def compare(here, folder, out):
+    """Print the labels that gained and lost most against the run without rectification, and draw all; None without it.
+
+    `here` is this run's interpretation, saved in `out`; both runs are known by `folder`, that of the one with it.
+    """
+    plain = folder.with_name(folder.name + "_plain")
+    saved = (plain if out == folder else folder) / "validation.npz"
+    if not saved.is_file():
+        return None
+    with np.load(saved) as other:
+        names, counts, n_train = other["names"].tolist(), other["counts"], int(other["n_train"])
+        there = CRLInterpretation(other["probs"], other["targets"], names, counts, n_train)
+    with_crl, without = (here, there) if out == folder else (there, here)
+    try:
+        gain = with_crl.gain(without).dropna().sort_values("AP_gain", ascending=False, kind="stable")
+    except ValueError:
+        print(f"\n{saved.parent} is a run on other images or labels, so it is not compared.")
+        return None
+    n = min(5, len(gain) // 2)
+    print(f"\nLabels gained most and lost most against {plain} (--alpha 0), by average precision; one seed:")
+    print(pd.concat([gain[:n], gain[len(gain) - n :]]).round(3).to_string(index_names=False))
+    print(f"Mean of all: AP {gain['AP_gain'].mean():+.3f}, F1 at 0.5 {gain['F1_gain'].mean():+.3f}")
+    with_crl.plot_gain(without)
+    save(out / "gain.png")
+    return gain
 
 
 if __name__ == "__main__":  # options may be written with _ as well as with -
@@ -168,7 +127,7 @@ if __name__ == "__main__":  # options may be written with _ as well as with -
 @call_parse
 def main(
     path: Path | None = None,  # a folder in Kaggle's layout; without it a SYNTHETIC set is drawn
-    out: Path = "runs/hpa",  # folder to save to
+    out: Path = "runs/hpa",  # folder to save to; with --alpha 0 the same name with _plain
     group_col: str | None = None,  # column of train.csv whose groups stay on one side of the split, such as Montage
     valid_pct: float = 0.2,  # share of the images (or groups) to validate on
     size: int = 64,  # side in pixels that images are resized to
@@ -187,10 +146,13 @@ def main(
     quick = arch == "small"  # a few minutes only: a simple head, and little dropout and augmentation
     if pretrained and quick:
         sys.exit("--pretrained needs an --arch that has weights, such as resnet34: there are none of small.")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     plt.switch_backend("Agg")
     terminal, note = sys.stdout.isatty(), ""
+    alpha = alpha if alpha == "auto" else float(alpha)
+    folder = out = Path(out)
+    if alpha == 0:
+        out = folder.with_name(folder.name + "_plain")
+    out.mkdir(parents=True, exist_ok=True)
     if path is None:
         drawn, note = max(size, 96), " (SYNTHETIC)"
         path = Path("data/synthetic_hpa") / f"{imbalance}_{n}_{drawn}px"
@@ -202,51 +164,80 @@ def main(
     split = {"valid_pct": valid_pct, "seed": seed, "group_col": group_col}
     tfms = [Dihedral()] if quick else None  # cells have no up or down
     dls = HPADataLoaders.from_csv(path, size=size, bs=bs, batch_tfms=tfms, label_names="hpa", **split)
-    names, labels = readable(dls.vocab), dls.train_ds.items["Target"].str.split()
-    train = np.array([sum(v in row for row in labels) for v in dls.vocab])
+    counts = label_counts(dls)
     print(
         f"{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate on, {dls.c} labels; "
-        f"the commonest is in {train.max()} training images, the rarest in {train.min()}"
+        f"the commonest is in {counts.max()} training images, the rarest in {counts.min()}"
     )
 
-    alpha = alpha if alpha == "auto" else float(alpha)
     set_seed(seed, reproducible=True)
     network = small_resnet if quick else getattr(fastai_vision, arch, arch)
     head = {"lin_ftrs": [], "ps": 0.1} if quick else {}
     learn = crl_learner(dls, network, alpha=alpha, pretrained=pretrained, n_epoch=epochs, criterion=criterion, **head)
-    learn.path = out
-    table = EpochTable(echo=not terminal)
+    learn.path, learn.logger = out, partial(print_row, learn)
+    (out / "history.csv").unlink(missing_ok=True)
+    log = CSVLogger(append=True)  # fine-tuning is two fits
     with ExitStack() as quiet:
         if not terminal:  # no progress bar in a log
             quiet.enter_context(learn.no_bar())
-            quiet.enter_context(learn.no_logging())
-        before = dict(zip(["loss", "macro_f1", "mean_ap"], learn.validate(), strict=True))
+        with learn.no_logging():
+            before = dict(zip(["loss", "macro_f1", "mean_ap"], learn.validate(), strict=True))
         if pretrained:
-            learn.fine_tune(epochs, lr, cbs=table)
+            learn.fine_tune(epochs, lr, cbs=log)
         else:
-            learn.fit_one_cycle(lr_max=lr, cbs=table)
-        probs, targets = learn.get_preds()
-        probs, targets = probs.numpy(), targets.numpy()
+            learn.fit_one_cycle(lr_max=lr, cbs=log)
+        interp = CRLInterpretation.from_learner(learn)  # decides at 0.5
+        fitted = learn.fit_thresholds().report.mean()  # all that follows decides by a threshold of each label's own
         if (path / "test").is_dir():
             write_submission(learn, path / "test", out / "submission.csv", progress=terminal)
         else:
-            picked = [" ".join(np.array(dls.vocab)[row]) for row in choose(probs)]
+            chosen = interp.probs > learn.thresholds
+            chosen[np.arange(len(chosen)), interp.probs.argmax(1)] = True
+            picked = [" ".join(np.array(dls.vocab)[row]) for row in chosen]
             submission = pd.DataFrame({"Id": dls.valid_ds.items["Id"], "Predicted": picked})
             submission.to_csv(out / "submission.csv", index=False)
+        interp.names = shown_names(dls, dls.c)
+        history, report = read_history(out / "history.csv"), interp.report()
+        report["triplets"] = report.get("triplets", 0)  # none with --alpha 0
+        report = report.sort_values("train", ascending=False, kind="stable")
 
-    history, mined = table.history(), learn.crl.counts_frame().sum()
-    report = label_report(probs, targets, names, triplets=mined if len(mined) else np.zeros(dls.c, int))
-    report.insert(0, "train", train)
-    report = report.sort_values("train", ascending=False, kind="stable")
+        set_seed(seed)
+        protein = "green" in dls.channels and len(dls.channels) > 1  # alone beside the whole
+        shown = {"max_n": 12, "ncols": 3, "figsize": (12.4, 11), "stretch": 99.5, "split": protein and "green"}
+        dls.show_batch(title=f"Images of a training batch{note}", **shown)
+        save(out / "batch.png")
+        legend = "labels \N{CHECK MARK} found   \N{BALLOT X} missed   + false"
+        learn.show_results(title=f"Random validation images{note}: {legend}", **shown)
+        save(out / "results.png")
+        draw_training(learn, history, before, report, note)
+        save(out / "training.png")
+
     print(f"\nLabels, commonest first; train: images trained on, support: images validated on{note}")
     print(report.round(3).to_string(index_names=False))
+    known = report[report["support"] > 0]
     print(f"\nBefore: macro F1 {before['macro_f1']:.3f}, mean AP {before['mean_ap']:.3f} (validation)")
-    print(f"After:  {scores_line(report)}")
-
-    history.to_csv(out / "history.csv", index=False)
+    print(
+        f"After:  macro F1 {report['F1'].mean():.3f}, mean AP {known['AP'].mean():.3f}, "
+        f"{(known['F1'] > 0).sum()} of the {len(known)} labels in validation found at least once"
+    )
+    print(
+        f"Fitted: mean F1 of the labels in validation {fitted['fixed']:.3f} at 0.5, {fitted['cross_fitted']:.3f} with "
+        "a threshold for each (cross-fitted), by which the submission and results.png go"
+    )
     report.to_csv(out / "labels.csv")
-    picture_batch(dls, names, out / "batch.png", note)
-    picture_results(dls, probs, targets, names, out / "results.png", note)
-    picture_training(learn, history, before, report, out / "training.png", note)
+    arrays = {"probs": interp.probs, "targets": interp.targets, "names": interp.names}
+    np.savez(out / "validation.npz", **arrays, counts=interp.counts, n_train=interp.n_train)
     learn.export("learner.pkl")
-    print(f"Saved in {out}: {', '.join(sorted(f.name for f in out.iterdir() if f.is_file()))}")
+    gain = compare(interp, folder, out)
+
+    files = {file.name for file in out.iterdir() if file.is_file()}
+    print(f"\nSaved in {out}: {', '.join(sorted(f for f in files if not f.endswith('.png')))}")
+    print("Pictures:")
+    for name, what in PICTURES.items():
+        if name != "gain" or gain is not None:
+            print(f"  {out / name}.png  {what}")
+    if gain is None and alpha != 0:
+        command = shlex.join([*sys.argv, "--alpha", "0"])
+        print(f"Next, the same without rectification, and what that changes: python {command}")
+    else:
+        print(f"Next, your own images: python {sys.argv[0]} --path DIR")

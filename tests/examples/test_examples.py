@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -21,10 +22,11 @@ from fastai_crl.images.image_set import image_ids
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "train_hpa.py", EXAMPLES / "crl_hpa.ipynb"
-PICTURES = ("batch.png", "results.png", "training.png")
+PICTURES = ["batch.png", "results.png", "training.png"]
+OPTIONS = ("--n", 100, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so small images, and on busy cores
-COLUMNS = ["label", "train", "support", "precision", "recall", "F1", "balanced", "threshold", "AP", "AUROC", "ECE"]
-COLUMNS.append("triplets")
+COLUMNS = ["label", "support", "train", "group", "precision", "recall", "F1", "balanced", "threshold", "AP", "AUROC"]
+COLUMNS += ["ECE", "triplets"]
 
 
 def run_script(folder: Path, *args: object) -> str:
@@ -35,8 +37,16 @@ def run_script(folder: Path, *args: object) -> str:
     return done.stdout
 
 
-def check_pictures(out: Path) -> None:
-    for name in PICTURES:
+def load(script: Path) -> ModuleType:
+    """Import a script, as the worker processes of a data loader do."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_pictures(out: Path, names: list[str] = PICTURES) -> None:
+    for name in names:
         with Image.open(out / name) as im:
             pixels = np.asarray(im.convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
@@ -46,7 +56,13 @@ def check_pictures(out: Path) -> None:
 def synthetic(tmp_path_factory):
     """A run on synthetic data: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("example")
-    return folder, run_script(folder, "--n", 100, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
+    return folder, run_script(folder, *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def plain(synthetic):
+    """A second run, without rectification, beside it: what it printed."""
+    return run_script(synthetic[0], *OPTIONS, "--alpha", 0)
 
 
 @pytest.mark.slow
@@ -62,7 +78,9 @@ def test_the_script_prints_both_tables_and_nothing_else(synthetic):
     epochs = [line.split() for line in lines if line.split()[:1] in (["0"], ["1"])]
     assert [e[0] for e in epochs] == ["0", "1"] and all(len(e) == len(header) for e in epochs)
     assert all(any(line.startswith(f"{name}  ") for line in lines) for name in HPA_LABELS)
-    assert lines[-1].startswith("Saved in")
+    pictures = [line.split()[0] for line in lines[lines.index("Pictures:") + 1 : -1]]
+    assert pictures == [f"runs/hpa/{name}" for name in PICTURES] and all((folder / p).is_file() for p in pictures)
+    assert lines[-1].startswith("Next, ") and lines[-1].endswith("--seed 1 --alpha 0")
 
 
 @pytest.mark.slow
@@ -86,6 +104,29 @@ def test_the_script_saves_tables_that_agree(synthetic):
 @pytest.mark.slow
 def test_the_script_saves_pictures(synthetic):
     check_pictures(synthetic[0] / "runs" / "hpa")
+
+
+@pytest.mark.slow
+def test_a_run_without_rectification_is_compared(synthetic, plain):
+    runs = synthetic[0] / "runs"
+    frames = [pd.read_csv(runs / name / "labels.csv", index_col="label") for name in ("hpa", "hpa_plain")]
+    assert (frames[1]["triplets"] == 0).all()
+    assert frames[0][["train", "support"]].equals(frames[1][["train", "support"]])
+    history = pd.read_csv(runs / "hpa_plain" / "history.csv")
+    assert len(history) == 2 and (history["crl_alpha"] == 0).all()
+    lines = plain.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Labels gained most and lost most"))
+    header, rows = (
+        lines[start + 1].split(),
+        [re.split(r"\s{2,}", line.strip()) for line in lines[start + 2 : start + 12]],
+    )
+    gains = pd.Series({row[0]: float(row[1 + header.index("AP_gain")]) for row in rows})
+    wanted = (frames[0]["AP"] - frames[1]["AP"]).dropna().sort_values(ascending=False)
+    assert len(gains) == 10 and gains.is_monotonic_decreasing
+    assert gains.to_numpy() == pytest.approx(np.r_[wanted[:5], wanted[-5:]], abs=6e-4)
+    assert gains.to_numpy() == pytest.approx(wanted[gains.index].to_numpy(), abs=6e-4)
+    check_pictures(runs / "hpa_plain", [*PICTURES, "gain.png"])
+    assert "runs/hpa_plain/gain.png" in plain and lines[-1].startswith("Next, your own images")
 
 
 @pytest.mark.slow
@@ -126,12 +167,17 @@ def test_the_script_on_real_cells_keeps_groups_together(shared, tmp_path):
 
 def test_importing_the_script_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("train_hpa", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # as the worker processes of a data loader do
+    module = load(SCRIPT)  # as the worker processes of a data loader do
     assert callable(module.main) and not list(tmp_path.iterdir())
-    assert module.readable(["0", "27", "28", "x"]) == ["Nucleoplasm", "Rods & rings", "28", "x"]
-    assert module.choose([[0.6, 0.7, 0.1], [0.1, 0.2, 0.3]]).tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_history_of_a_training_in_two_phases(tmp_path):
+    file = tmp_path / "history.csv"
+    file.write_text("epoch,loss,time\n0,0.5,00:01\nepoch,loss,time\n0,0.25,00:02\n1,0.125,00:03\n")
+    module = load(SCRIPT)
+    history = module.read_history(file)
+    assert history["epoch"].tolist() == [0, 1, 2] and history["loss"].tolist() == [0.5, 0.25, 0.125]
+    assert history.equals(pd.read_csv(file))
 
 
 # ---- the notebook ----
@@ -170,10 +216,7 @@ def test_the_notebook_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def mining():
-    spec = importlib.util.spec_from_file_location("mining_benchmark", EXAMPLES / "benchmarks" / "mining.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(EXAMPLES / "benchmarks" / "mining.py")
 
 
 @pytest.mark.parametrize("n", [8, 64, 300])
