@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
-from fastai.learner import ValueMetric
+from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
 from fastcore.basics import noop
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ __all__ = [
     "inner_loader",
     "is_lr_search",
     "is_single_label",
+    "rebuild",
     "record_schedule",
     "unguard_fit",
 ]
@@ -147,3 +149,18 @@ def blended_targets(learn: Any) -> tuple[Tensor, Tensor] | None:
         if isinstance(mix, MixHandler) and getattr(mix, "stack_y", False) and hasattr(mix, "yb1"):
             return mix.yb1[0], mix.lam
     return None
+
+
+def rebuild(learn: Any, kind: type[Learner], cbs: Any) -> Any:
+    """Return a learner of class `kind` with all that `learn` was made with, frozen as it is, and callbacks `cbs`.
+
+    fastai's `vision_learner` takes no learner class. What it notes down of its arguments is kept.
+    """
+    given = [name for name in inspect.signature(Learner).parameters if name not in ("dls", "model", "cbs")]
+    made = kind(learn.dls, learn.model, cbs=cbs, **{name: getattr(learn, name) for name in given})
+    for name, value in vars(learn).items():
+        if name not in vars(made):
+            setattr(made, name, value)
+    if learn.opt is not None and learn.opt.frozen_idx:
+        made.freeze_to(learn.opt.frozen_idx)
+    return made

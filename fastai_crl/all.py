@@ -40,7 +40,7 @@ from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, read_labels
 from fastai_crl.learner import CRLLearner, crl_learner
-from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
+from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss
 from fastai_crl.losses.imbalance import imbalance
@@ -124,6 +124,7 @@ __all__ = [
     "predict_probabilities",
     "rate_thresholds",
     "read_labels",
+    "register_loss",
     "register_sampler",
     "set_thresholds",
     "show_predictions",

@@ -27,7 +27,7 @@ from fastai_crl._fastai import (
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
-from fastai_crl.losses.crl_loss import CRLLoss, check_alpha
+from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, is_class_index, split_shift
 from fastai_crl.losses.imbalance import mix, omega
 from fastai_crl.mining.profile import split_targets
 
@@ -66,6 +66,7 @@ class _Fit:
     recorder: Any = None  # the one that has our columns
     hook: Any = None
     started: bool = False  # training, not validation or prediction alone
+    shifted: bool = False  # the term has the base loss's shift, where it is to have it
     alphas: list[float | Tensor] = field(default_factory=list)
     totals: tuple[Tensor, ...] | None = None  # of the epoch: triplets by label, sum of terms, batches with a triplet
     counted: Any = None  # the data set whose Ω follows
@@ -99,8 +100,10 @@ class CRLCallback(Callback):
         embedding: instance level only: the module whose output, flattened to (n, d), is the embedding. Default: the
             input of the model's last `nn.Linear`.
         term: a `CRL` module, in place of its arguments.
+        shift: what is added to the logits before CRL scores them: `"base"`, what the base loss adds, (C,) numbers, or
+            None. Default: `"base"` in single-label tasks, else None; see `CRLLoss`.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average, shift, engine. Default: the loss as published; see `crl_learner` for what did better. A
+            frequency, average, engine. Default: the loss as published; see `crl_learner` for what did better. A
             memory is empty at the start of each fit and emptied at its end.
 
     Attributes:
@@ -122,13 +125,18 @@ class CRLCallback(Callback):
         gather: bool = True,
         embedding: nn.Module | None = None,
         term: CRL | None = None,
+        shift: Shift = "auto",
         **crl: Any,
     ):
         super().__init__()
         if term is not None and crl:
             raise ValueError(f"term={type(term).__name__} has its options already: give {', '.join(crl)} to it.")
+        rule, own = split_shift(shift)
+        if term is not None and own is not None:
+            raise ValueError(f"term={type(term).__name__} has its options already: give shift to it.")
         self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
-        self.term = CRL(**crl) if term is None else term
+        self.term = CRL(shift=own, **crl) if term is None else term
+        self.shift = rule if self.term.shift is None else None
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
         self.n_fits, self.alphas = 0, []
         self.caught = _Caught()
@@ -245,6 +253,9 @@ class CRLCallback(Callback):
                 "compiled and called before. Pass CRLCallback(embedding=module), or compile again "
                 "(torch.compiler.reset())."
             )
+        if self.shift is not None and not now.shifted:
+            now.shifted = True
+            self.term.shift = base_shift(self.shift, now.base_loss, is_class_index(logits, self.learn.yb[0]))
         size = n_processes() if self.gather else 1
         if size > 1:
             logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))

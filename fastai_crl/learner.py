@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
+from fastai_crl._fastai import is_single_label, rebuild
 from fastai_crl.callback import CRLCallback, Schedule
 from fastai_crl.evaluate.decisions import set_thresholds, thresholds_of
 from fastai_crl.evaluate.metrics import MacroF1, MeanAP
@@ -28,6 +29,7 @@ from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_names
 from fastai_crl.losses.baselines import make_loss
+from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 
@@ -39,6 +41,8 @@ _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 class CRLLearner(Learner):
     """A fastai `Learner` whose `fit_one_cycle` needs no argument, and that can decide by a threshold per label.
 
+    A loss of torch or timm, which cannot tell probabilities from logits, is completed: see `CompleteLoss`.
+
     Attributes:
         default_epochs: epochs of `fit_one_cycle()`.
         thresholds: (C,) thresholds that multi-label decisions go by, and an export keeps; None where one number, the
@@ -46,6 +50,11 @@ class CRLLearner(Learner):
     """
 
     default_epochs: int = 10
+
+    def __init__(self, dls: DataLoaders, model: nn.Module, loss_func: Any = None, *args: Any, **kwargs: Any):
+        super().__init__(dls, model, loss_func, *args, **kwargs)
+        if not hasattr(self.loss_func, "activation"):  # predictions would be logits
+            self.loss_func = complete(self.loss_func, is_single_label(dls, get_c(dls) or None))
 
     def fit_one_cycle(self, n_epoch: int | None = None, *args: Any, **kwargs: Any) -> None:
         """Fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."""
@@ -107,8 +116,8 @@ def crl_learner(
         dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
         arch: torchvision or fastai architecture, or the name of a timm model.
         loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. The name of a
-            loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A `CRLLoss` is taken apart: its base loss is
-            used, its alpha and options go to the callback.
+            loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see
+            `CompleteLoss`. A `CRLLoss` is taken apart: its base loss is used, its alpha and options go to the callback.
         alpha: see `CRLCallback`.
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
@@ -116,7 +125,7 @@ def crl_learner(
         mixed_precision: train in float16 with loss scaling (`to_fp16`); CUDA only.
         metrics: default macro F1 at 0.5 and mean average precision; for single-label accuracy, balanced accuracy and
             macro F1.
-        cbs: more callbacks, beside `CRLCallback`.
+        cbs: more callbacks, beside `CRLCallback`; a `CRLCallback` among them takes the place of crl_learner's own.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
             frequency, average, shift, engine), and of fastai's `vision_learner`. Default: `criterion="ranking"`, where
             `CRL` itself has the paper's `"relative"`. With `level="instance"` or `memory`, which ranking does not
@@ -126,19 +135,35 @@ def crl_learner(
         A `CRLLearner`, with the callback as `learn.crl`.
 
     Raises:
-        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; what
-            `CRLCallback` raises.
+        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; alpha,
+            schedule or options of CRL beside a `CRLCallback` or `CRLLoss` that has its own; what `CRLCallback` raises.
     """
-    n_in, single_label = _look(dls)
+    n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
+    given = [*options, *(["alpha"] if alpha != "auto" else [])]
+    own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback)]
+    beside = given + ["schedule"] * (schedule is not None) + ["loss_func=CRLLoss"] * isinstance(loss_func, CRLLoss)
+    if own and beside:
+        raise ValueError(
+            f"cbs has a CRLCallback, which takes the place of crl_learner's own: give {', '.join(beside)} to it, or "
+            "leave one of the two out."
+        )
     options.setdefault("criterion", "ranking")
     if isinstance(loss_func, CRLLoss):
-        alpha, options = loss_func.alpha, loss_func.crl.options
+        if given:
+            raise ValueError(
+                f"loss_func is a CRLLoss, whose alpha and options are used: give {', '.join(given)} to it, "
+                "CRLLoss(base_loss, alpha, ...), or pass its base loss."
+            )
+        alpha, options = loss_func.alpha, {**loss_func.crl.options}
+        if loss_func.shift is not None:
+            options["shift"] = loss_func.shift
         loss_func = loss_func.base_loss
     if loss_func is None:
         loss_func = default_base_loss(single_label)
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
+    loss_func = complete(loss_func, single_label)
     if metrics is None:
         metrics = [accuracy, BalancedAccuracy(), F1Score(average="macro")] if single_label else [MacroF1(), MeanAP()]
     if mixed_precision and not torch.cuda.is_available():
@@ -149,7 +174,11 @@ def crl_learner(
     rgb_stem = pretrained and not isinstance(arch, str) and n_in > 3  # timm spreads the RGB filters by itself
     if rgb_stem:
         splitter = _StemSplitter(splitter)
-    learn = vision_learner(
+    if not get_c(dls):
+        kwargs.setdefault("n_out", n_labels)
+    if not hasattr(dls, "after_batch"):
+        kwargs.setdefault("normalize", False)  # loaders of torch have no batch transforms
+    plain = vision_learner(
         dls,
         arch,
         loss_func=loss_func,
@@ -157,28 +186,33 @@ def crl_learner(
         pretrained=pretrained,
         metrics=metrics,
         splitter=splitter,
-        cbs=[CRLCallback(alpha, schedule, **options), *L(cbs)],
         **kwargs,
     )
     if rgb_stem:
-        _spread_rgb(_stem(learn.model))
-    learn.__class__ = CRLLearner  # vision_learner makes a plain Learner; this one only adds a default
+        _spread_rgb(_stem(plain.model))
+    learn = rebuild(plain, CRLLearner, [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)])
     learn.default_epochs = n_epoch
     return learn.to_fp16() if mixed_precision else learn
 
 
-def _look(dls: DataLoaders) -> tuple[int, bool]:
-    """Channels of the images, and whether the task is single-label."""
-    batch = dls.one_batch()
+def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:
+    """Channels of the images, whether the task is single-label, and the number of labels where targets show it."""
+    batch = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
     shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
-    if len(batch) != 2 or len(shapes[0]) != 4 or not isinstance(batch[1], Tensor) or batch[1].ndim not in (1, 2):
+    if isinstance(batch, dict):
+        shapes = [f"a dict of {', '.join(map(str, batch))}"]
+    if len(shapes) != 2 or len(shapes[0]) != 4 or not isinstance(batch[1], Tensor) or batch[1].ndim not in (1, 2):
         raise ValueError(
             f"A batch of dls holds {shapes}: crl_learner needs images (n, channels, height, width) and targets, (n, C) "
-            "0/1 or (n,) class indices. Use Learner(dls, model, cbs=CRLCallback()) for other inputs."
+            "0/1 or (n,) class indices. Let the data set give (image, target), or use "
+            "Learner(dls, model, cbs=CRLCallback()) for other inputs."
         )
-    if batch[1].ndim == 2 and batch[1].shape[1] != get_c(dls):
-        raise ValueError(f"Targets have {batch[1].shape[1]} columns, but dls.c is {get_c(dls)}: they must agree.")
-    return shapes[0][1], batch[1].ndim == 1
+    if batch[1].ndim == 1:
+        return shapes[0][1], True, None
+    n_labels = batch[1].shape[1]
+    if n_labels != (get_c(dls) or n_labels):
+        raise ValueError(f"Targets have {n_labels} columns, but dls.c is {get_c(dls)}: they must agree.")
+    return shapes[0][1], False, n_labels
 
 
 def _stem(model: nn.Module) -> nn.Conv2d:

@@ -86,7 +86,7 @@ def test_three_channels(hpa):
 def test_a_crl_loss_is_taken_apart(hpa_dls):
     base = nn.BCEWithLogitsLoss()
     learn = crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(base, alpha=0.3, k=9, margin=0.2))
-    assert learn.loss_func is base and learn.crl.alpha == 0.3
+    assert learn.loss_func.func is base and learn.crl.alpha == 0.3
     assert (learn.crl.term.k, learn.crl.term.margin) == (9, 0.2)
 
 
@@ -200,3 +200,138 @@ def test_loss_by_name(hpa_dls, single_label_dls):
     assert crl_learner(single_label_dls, xresnet18, loss_func="focal").loss_func.func.gamma == 2
     with pytest.raises(ValueError, match="loss of a single-label task='bce' is unknown"):
         crl_learner(single_label_dls, xresnet18, loss_func="bce")
+
+
+def test_a_callback_of_the_user_takes_the_place_of_ours(hpa_dls, tmp_path):
+    own = CRLCallback(alpha=0.5, schedule=[1.0])
+    learn = crl_learner(hpa_dls, xresnet18, cbs=own, path=tmp_path)
+    assert learn.crl is own and [cb for cb in learn.cbs if isinstance(cb, CRLCallback)] == [own]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert len(own.history) == 1 and learn.recorder.metric_names.count("crl_alpha") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"alpha": 0.3}, "alpha"),
+        ({"schedule": [1.0]}, "schedule"),
+        ({"k": 3, "criterion": "relative"}, "k, criterion"),
+        ({"loss_func": CRLLoss()}, "loss_func=CRLLoss"),
+    ],
+)
+def test_options_beside_a_callback_of_the_user(hpa_dls, options, named):
+    with pytest.raises(ValueError, match=f"cbs has a CRLCallback.*give {named} to it"):
+        crl_learner(hpa_dls, xresnet18, cbs=CRLCallback(), **options)
+    with pytest.raises(ValueError, match="has a CRLCallback already"):
+        crl_learner(hpa_dls, xresnet18, cbs=[CRLCallback(), CRLCallback()])
+
+
+@pytest.mark.parametrize(("options", "named"), [({"alpha": 0.3}, "alpha"), ({"k": 3}, "k"), ({"shift": None}, "shift")])
+def test_options_beside_a_crl_loss(hpa_dls, options, named):
+    with pytest.raises(ValueError, match=f"loss_func is a CRLLoss.*give {named} to it"):
+        crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(), **options)
+
+
+def flat(n_out):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n_out))
+    nn.init.zeros_(model[-1].weight)
+    model[-1].bias.data = torch.linspace(-1, 2, n_out)
+    return model
+
+
+class TimmLike(nn.Module):
+    """A loss with no reduction and no activation."""
+
+    def forward(self, logits, targets):
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean()
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.BCEWithLogitsLoss(), nn.MultiLabelSoftMarginLoss(), TimmLike(), CRLLoss(TimmLike())]
+)
+def test_losses_of_torch_give_probabilities(hpa_dls, loss, tmp_path):
+    model = flat(hpa_dls.c)
+    learn = CRLLearner(hpa_dls, model, loss_func=loss, path=tmp_path)
+    expected = model[-1].bias.detach().sigmoid()
+    with learn.no_bar():
+        probs, targets, losses = learn.get_preds(with_loss=True)
+        _, decided, one = learn.predict(hpa_dls.valid_ds.items.iloc[0])
+    torch.testing.assert_close(probs[0], expected)
+    torch.testing.assert_close(one, expected)
+    assert decided.tolist() == (expected > 0.5).tolist() and len(losses) == len(targets)
+    learn.export("x.pkl")
+    torch.testing.assert_close(load_learner(tmp_path / "x.pkl").predict(hpa_dls.valid_ds.items.iloc[0])[2], expected)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss(), CRLLoss(nn.MultiMarginLoss())])
+def test_losses_of_torch_give_probabilities_of_classes(single_label_dls, loss, tmp_path):
+    model = flat(single_label_dls.c)
+    learn = CRLLearner(single_label_dls, model, loss_func=loss, path=tmp_path)
+    expected = model[-1].bias.detach().softmax(0)
+    with learn.no_bar():
+        probs, _, losses = learn.get_preds(with_loss=True)
+        _, decided, one = learn.predict(single_label_dls.valid_ds.items[0])
+    torch.testing.assert_close(probs[0], expected)
+    torch.testing.assert_close(one, expected)
+    assert int(decided) == single_label_dls.c - 1 and len(losses) == len(probs)
+
+
+def test_a_loss_of_torch_in_crl_learner(hpa_dls, single_label_dls):
+    learn = crl_learner(hpa_dls, xresnet18, loss_func=nn.MultiLabelSoftMarginLoss())
+    assert learn.loss_func.activation(torch.zeros(2)).tolist() == [0.5, 0.5]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    own = BCEWithLogitsLossFlat()
+    assert crl_learner(hpa_dls, xresnet18, loss_func=own).loss_func is own
+
+
+class Cells(torch.utils.data.Dataset):
+    def __init__(self, as_dict=False):
+        self.as_dict = as_dict
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        x, y = torch.rand(4, 16, 16), (torch.arange(3) == i % 3).float()
+        return {"image": x, "target": y} if self.as_dict else (x, y)
+
+
+def torch_loaders(**options):
+    from fastai.data.core import DataLoaders
+
+    loader = torch.utils.data.DataLoader(Cells(**options), batch_size=8)
+    return DataLoaders(loader, loader)
+
+
+@pytest.mark.parametrize("with_c", [False, True])
+def test_loaders_of_torch(with_c, tmp_path):
+    dls = torch_loaders()
+    if with_c:
+        dls.c = 3
+    learn = crl_learner(dls, xresnet18, path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1)
+    assert learn.recorder.values[-1][-2] > 0  # triplets
+    assert learn.model(torch.rand(2, 4, 16, 16)).shape == (2, 3)
+
+
+def test_batches_of_dicts():
+    with pytest.raises(ValueError, match=r"a dict of image, target.*Let the data set give \(image, target\)"):
+        crl_learner(torch_loaders(as_dict=True))
+
+
+def test_shift_goes_to_the_term(single_label_dls, hpa_dls):
+    learn = crl_learner(single_label_dls, xresnet18, loss_func="logit_adjusted", schedule=[1.0])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert torch.equal(learn.crl.term.shift, learn.loss_func.shift)
+    for options, expected in (({}, None), ({"shift": "base"}, "base"), ({"shift": None}, None)):
+        learn = crl_learner(hpa_dls, xresnet18, loss_func="logit_adjusted", schedule=[1.0], **options)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+        if expected:
+            assert torch.equal(learn.crl.term.shift, learn.loss_func.shift)
+        else:
+            assert learn.crl.term.shift is None

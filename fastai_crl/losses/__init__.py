@@ -1,8 +1,18 @@
 """The Class Rectification Loss, the measure that weighs it, and other losses for imbalanced data."""
 
-from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
+from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
+from .complete import CompleteLoss
 from .crl import CRL
 from .crl_loss import CRLLoss
 from .imbalance import imbalance
 
-__all__ = ["CRL", "MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "CRLLoss", "imbalance", "make_loss"]
+__all__ = [
+    "CRL",
+    "MULTI_LABEL_LOSSES",
+    "SINGLE_LABEL_LOSSES",
+    "CRLLoss",
+    "CompleteLoss",
+    "imbalance",
+    "make_loss",
+    "register_loss",
+]

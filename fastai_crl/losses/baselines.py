@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fastai.data.core import DataLoaders
@@ -13,71 +13,19 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from fastai_crl._checks import as_plain_tensor, check_choice
+from fastai_crl._checks import check_choice
 from fastai_crl.labels import label_counts
 
-__all__ = ["MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "RivalLoss", "make_loss"]
+from .complete import CompleteLoss, complete
 
-
-class RivalLoss(nn.Module):
-    """Any loss of (logits, targets) as a complete fastai loss: `reduction`, `activation`, `decodes`; it pickles.
-
-    Computed in float32, whatever the autocast around it.
-
-    Args:
-        func: a module that averages over the batch. Where it has a `reduction`, that is the loss's; where it has none,
-            `reduction="none"` gives each item's loss as a batch of its own.
-        single_label: targets are (n,) class indices, else (n, C) in [0, 1].
-        shift: (C,) added to the logits in the loss, and not in predictions.
-        thresh: multi-label: a probability above it is a yes; a number or (C,).
-    """
-
-    def __init__(
-        self, func: nn.Module, single_label: bool = False, shift: Tensor | None = None, thresh: float | Tensor = 0.5
-    ):
-        super().__init__()
-        self.func, self.single_label = func, single_label
-        if not single_label:
-            self.thresh = thresh
-        self.y_int = single_label  # what tells fastai's MixUp that targets cannot be blended
-        self.by_item = False
-        self.register_buffer("shift", shift)
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits, targets = as_plain_tensor(logits).float(), as_plain_tensor(targets)
-        targets = targets.long() if self.single_label else targets.float()
-        if self.shift is not None:
-            logits = logits + self.shift
-        if self.by_item:
-            pairs = zip(logits.split(1), targets.split(1), strict=True)
-            return torch.stack([self.func(*pair) for pair in pairs])
-        return self.func(logits, targets)
-
-    @property
-    def reduction(self) -> str:
-        return getattr(self.func, "reduction", "none" if self.by_item else "mean")
-
-    @reduction.setter
-    def reduction(self, value: str) -> None:
-        if hasattr(self.func, "reduction"):
-            self.func.reduction = value
-        else:
-            check_choice("reduction", value, ("mean", "none"))
-            self.by_item = value == "none"
-
-    def activation(self, x: Tensor) -> Tensor:
-        """Probabilities of logits: softmax for single-label, else sigmoid."""
-        return x.softmax(-1) if self.single_label else x.sigmoid()
-
-    def decodes(self, x: Tensor) -> Tensor:
-        """Decisions from probabilities: the likeliest class, or the labels above `thresh`."""
-        return x.argmax(-1) if self.single_label else x > self.thresh
+__all__ = ["MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "make_loss", "register_loss"]
 
 
 class _SigmoidFocal(nn.Module):
     def __init__(self, gamma: float, balance: float):
         super().__init__()
-        self.gamma, self.balance, self.reduction = gamma, balance, "mean"
+        self.gamma, self.balance = gamma, balance
+        self.reduction: str = "mean"
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, targets, self.balance, self.gamma, self.reduction)
@@ -102,29 +50,29 @@ def _weighted_bce(counts: Tensor, n: int, power: float = 0.5, max_weight: float 
     return BCEWithLogitsLossFlat(pos_weight=weights)
 
 
-def _focal(gamma: float = 2.0, balance: float = -1.0) -> RivalLoss:
-    return RivalLoss(_SigmoidFocal(gamma, balance))
+def _focal(gamma: float = 2.0, balance: float = -1.0) -> CompleteLoss:
+    return CompleteLoss(_SigmoidFocal(gamma, balance))
 
 
-def _asl(reduction: str = "mean", **options: Any) -> RivalLoss:
-    return RivalLoss(_timm("AsymmetricLossMultiLabel")(reduction=reduction, **options))
+def _asl(reduction: str = "mean", **options: Any) -> CompleteLoss:
+    return CompleteLoss(_timm("AsymmetricLossMultiLabel")(reduction=reduction, **options))
 
 
-def _db(counts: Tensor, n: int, **options: Any) -> RivalLoss:
-    return RivalLoss(_timm("DistributionBalancedLoss")(counts, n, **options))
+def _db(counts: Tensor, n: int, **options: Any) -> CompleteLoss:
+    return CompleteLoss(_timm("DistributionBalancedLoss")(counts, n, **options))
 
 
-def _two_way(**options: Any) -> RivalLoss:
-    return RivalLoss(_timm("TwoWayLoss")(**options))
+def _two_way(**options: Any) -> CompleteLoss:
+    return CompleteLoss(_timm("TwoWayLoss")(**options))
 
 
-def _zlpr() -> RivalLoss:
-    return RivalLoss(_timm("ZlprLoss")())
+def _zlpr() -> CompleteLoss:
+    return CompleteLoss(_timm("ZlprLoss")())
 
 
-def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> RivalLoss:
+def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
     prior = counts.clamp(1, n - 1) / n
-    return RivalLoss(nn.BCEWithLogitsLoss(), shift=tau * prior.logit())
+    return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * prior.logit())
 
 
 # ---- single-label: counts are (C,) samples of each class, n their sum ----
@@ -133,8 +81,8 @@ def _class_balanced(counts: Tensor, n: int, beta: float = 0.999, max_weight: flo
     return CrossEntropyLossFlat(weight=weights)
 
 
-def _logit_adjusted_ce(counts: Tensor, n: int, tau: float = 1.0) -> RivalLoss:
-    return RivalLoss(nn.CrossEntropyLoss(), single_label=True, shift=tau * (counts.clamp(1) / n).log())
+def _logit_adjusted_ce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
+    return CompleteLoss(nn.CrossEntropyLoss(), single_label=True, shift=tau * (counts.clamp(1) / n).log())
 
 
 _MULTI: dict[str, Callable[..., Any]] = {
@@ -153,7 +101,38 @@ _SINGLE: dict[str, Callable[..., Any]] = {
     "focal": FocalLossFlat,
     "logit_adjusted": _logit_adjusted_ce,
 }
-MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES = tuple(_MULTI), tuple(_SINGLE)
+MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES = tuple(_MULTI), tuple(_SINGLE)  # those that come with the package
+
+
+def register_loss(
+    name: str, factory: Callable[..., Any], kinds: Sequence[Literal["multi-label", "single-label"]] = ("multi-label",)
+) -> None:
+    """Make a loss of your own known by `name`, in `make_loss` and `crl_learner(loss_func=name)`.
+
+    Args:
+        name: in place of a loss of that name, if there is one.
+        factory: a class or function that returns a loss of (logits, targets). Where it has parameters `counts` and `n`,
+            it gets the positives of each label, (C,) float, and the number of training samples; others are options. A
+            loss without `activation` is completed, see `CompleteLoss`.
+        kinds: of task that it serves.
+
+    Raises:
+        ValueError: a name that is no text or empty, a factory that cannot be called, unknown kinds.
+
+    Example:
+        >>> register_loss("smooth", lambda margin=1.0: torch.nn.MultiLabelSoftMarginLoss())
+        >>> make_loss("smooth").activation(torch.tensor([0.0])).item()
+        0.5
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r}: a loss's name is a text that is not empty.")
+    if not callable(factory):
+        raise ValueError(f"factory={factory!r}: give a class or function that returns a loss.")
+    tables = {"multi-label": _MULTI, "single-label": _SINGLE}
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(tables):
+        raise ValueError(f"kinds={kinds!r}: give a sequence of 'multi-label', 'single-label' or both.")
+    for kind in kinds:
+        tables[kind][name] = factory
 
 
 def make_loss(
@@ -199,7 +178,7 @@ def make_loss(
     means the same with each. Labels that never (or always) occur count as if they did (did not) once.
 
     Args:
-        name: one of the above.
+        name: one of the above, or of `register_loss`.
         counts: (C,) positives per label in the training set, for weighted_bce, db, class_balanced, logit_adjusted.
         n: number of training samples; in single-label tasks the sum of counts.
         single_label: the kind of task. Default: that of dls, else multi-label where the name has both.
@@ -221,11 +200,12 @@ def make_loss(
     if single_label is None:
         single_label = name not in _MULTI if dls is None else torch.as_tensor(dls.train_ds[0][-1]).ndim == 0
     kind = "single-label" if single_label else "multi-label"
-    check_choice(f"loss of a {kind} task", name, SINGLE_LABEL_LOSSES if single_label else MULTI_LABEL_LOSSES)
-    make = (_SINGLE if single_label else _MULTI)[name]
+    table = _SINGLE if single_label else _MULTI
+    check_choice(f"loss of a {kind} task", name, tuple(table))
+    make = table[name]
     if "counts" in inspect.signature(make).parameters:
         options["counts"], options["n"] = _check_counts(name, counts, n, single_label, dls)
-    return make(**options)
+    return complete(make(**options), single_label)
 
 
 def _check_counts(
@@ -240,7 +220,7 @@ def _check_counts(
             "the number of its samples; or dls= of a data set that tells its labels without opening its images."
         )
     counts = torch.as_tensor(counts, dtype=torch.float32).flatten()
-    n = int(counts.sum()) if single_label else int(n)
+    n = int(counts.sum()) if single_label or n is None else int(n)
     if n < 2 or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
         raise ValueError(
             f"counts={counts.tolist()} of n={n} samples: give one count per label, from 0 to n, and n > 1."

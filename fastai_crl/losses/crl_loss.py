@@ -9,13 +9,16 @@ import torch
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
-from fastai_crl._checks import as_plain_tensor, one_column
+from fastai_crl._checks import as_plain_tensor, check_choice, one_column
 from fastai_crl.mining.profile import split_targets
 
+from .complete import complete
 from .crl import CRL
 from .imbalance import imbalance, mix, omega
 
-__all__ = ["CRLLoss", "check_alpha", "default_base_loss"]
+__all__ = ["CRLLoss", "Shift", "base_shift", "check_alpha", "default_base_loss", "is_class_index", "split_shift"]
+
+Shift = Literal["auto", "base"] | Sequence[float] | Tensor | None
 
 
 class CRLLoss(nn.Module):
@@ -32,7 +35,11 @@ class CRLLoss(nn.Module):
         alpha: α in [0, 1], or `"auto"`: Ω of the labels seen so far, see `imbalance`.
         counts: positives per label of the training set, (C,), for `alpha="auto"`: fixes α instead of counting batches.
             Of one binary label: its positives and its negatives.
-        **crl: arguments of `CRL`.
+        single_label: the kind of task, for predictions before the first batch, which shows it.
+        shift: what is added to the logits before CRL scores them: `"base"`, what the base loss adds (its `shift`, such
+            as that of `make_loss("logit_adjusted")`), (C,) numbers, or None. Default: `"base"` in single-label tasks,
+            else None.
+        **crl: further arguments of `CRL`.
 
     Call:
         `(logits, targets, features=None) -> scalar`, see `CRL`.
@@ -47,6 +54,8 @@ class CRLLoss(nn.Module):
         base_loss: Callable[..., Tensor] | None = None,
         alpha: float | Literal["auto"] = "auto",
         counts: Sequence[float] | Tensor | None = None,
+        single_label: bool | None = None,
+        shift: Shift = "auto",
         **crl: Any,
     ):
         super().__init__()
@@ -57,51 +66,92 @@ class CRLLoss(nn.Module):
                     f"counts={list(counts)} of one label leave α open: give two, its positives and its negatives."
                 )
             self.alpha = imbalance(counts)
-        self.crl = CRL(**crl)
-        self.base_loss = base_loss
+        self.shift, own = split_shift(shift)
+        self.crl = CRL(shift=own, **crl)
+        self.base_loss: Any = base_loss
+        self._reduction: str = getattr(base_loss, "reduction", "mean")  # until the base loss is complete
+        self.single_label = single_label
+        if single_label is not None:
+            self._complete(single_label)
         self.seen: Tensor | None = None  # positives of each label so far, and items
         self.n_seen = 0
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
-        if self.base_loss is None:
-            self.base_loss = default_base_loss(targets.ndim == 1 and logits.shape[1:] not in ((), (1,)))
+        if self.single_label is None:
+            self._complete(is_class_index(logits, targets))
         base = self.base_loss(logits, targets)
-        if not self.training or getattr(self, "reduction", "mean") == "none":
+        if not self.training or self.reduction == "none":
             return base
         rectified = self.crl.loss_and_counts(logits, targets, features, skip_non_finite=True)
-        return mix(base, rectified, self._count(logits, targets) if self.alpha == "auto" else self.alpha)
+        alpha = self._count(logits, targets) if isinstance(self.alpha, str) else self.alpha
+        return mix(base, rectified, alpha)
+
+    def _complete(self, single_label: bool) -> None:
+        """Make the base loss one with a reduction and an activation, now that the kind of task is known."""
+        self.single_label = single_label
+        if self.base_loss is None:
+            self.base_loss = default_base_loss(single_label)
+        self.base_loss = complete(self.base_loss, single_label)
+        if hasattr(self.base_loss, "reduction"):
+            self.base_loss.reduction = self._reduction
+        if self.shift is not None:
+            self.crl.shift = base_shift(self.shift, self.base_loss, single_label)
 
     @torch.no_grad()
     def _count(self, logits: Tensor, targets: Tensor) -> Tensor:
         """α from the labels of all batches so far, on their device."""
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        h = split_targets(targets, logits.shape[1])[0].sum(0).double()
+        h = split_targets(targets, logits.shape[1])[0].sum(0)
         self.seen, self.n_seen = h if self.seen is None else self.seen.to(h.device) + h, self.n_seen + len(targets)
-        return omega(self.seen, self.n_seen)
+        return omega(self.seen.to(torch.promote_types(logits.dtype, torch.float32)), self.n_seen)
 
-    def _delegate(self, name: str, x: Tensor) -> Tensor:
-        method = getattr(self.base_loss, name, None)
-        if method is None:
-            method = getattr(default_base_loss(isinstance(self.base_loss, nn.CrossEntropyLoss)), name)
-        return method(x)
+    def _known(self) -> Any:
+        """The base loss, once it is known what it predicts: class indices or a value per label."""
+        if self.single_label is None and not hasattr(self.base_loss, "activation"):
+            raise ValueError(
+                "CRLLoss has seen no batch, so that it does not know whether the task is single-label: pass "
+                "CRLLoss(single_label=True) or False."
+            )
+        return self.base_loss
 
     def activation(self, x: Tensor) -> Tensor:
-        """Probabilities of logits, as the base loss defines them."""
-        return self._delegate("activation", x)
+        """Probabilities of logits, as the base loss defines them; see `CompleteLoss` for those that do not."""
+        return self._known().activation(x)
 
     def decodes(self, x: Tensor) -> Tensor:
-        """Decisions from probabilities, as the base loss defines them."""
-        return self._delegate("decodes", x)
+        """Decisions from probabilities, as the base loss defines them; see `CompleteLoss` for those that do not."""
+        return self._known().decodes(x)
 
     @property
     def reduction(self) -> str:
-        return "mean" if self.base_loss is None else self.base_loss.reduction
+        return self._reduction if self.single_label is None else getattr(self.base_loss, "reduction", "mean")
 
     @reduction.setter
     def reduction(self, value: str) -> None:
-        if self.base_loss is None:
-            self.base_loss = default_base_loss(False)
-        self.base_loss.reduction = value
+        self._reduction = value
+        if self.single_label is not None:
+            self.base_loss.reduction = value
+
+
+def is_class_index(logits: Tensor, targets: Tensor) -> bool:
+    """Whether a batch's targets are class indices; with one logit per item they are one binary label."""
+    return targets.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1
+
+
+def split_shift(shift: Shift) -> tuple[str | None, Any]:
+    """Return a `shift=` as the rule by which the base loss's is taken, or None, and the numbers given, or None."""
+    if isinstance(shift, str):
+        check_choice("shift", shift, ("auto", "base"))
+        return shift, None
+    return None, shift
+
+
+def base_shift(rule: str, base_loss: Any, single_label: bool) -> Tensor | None:
+    """Return what the base loss adds to the logits, for the scores of CRL; None where it adds nothing.
+
+    By the rule "auto" in single-label tasks alone: there, on raw logits, CRL works against a logit-adjusted base.
+    """
+    return getattr(base_loss, "shift", None) if rule == "base" or single_label else None
 
 
 def check_alpha(alpha: float | str) -> float | str:

@@ -8,7 +8,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import nn
 
 from fastai_crl.hpa import HPA_COUNTS
-from fastai_crl.losses import CRL, CRLLoss, imbalance
+from fastai_crl.losses import CRL, CRLLoss, imbalance, make_loss
 
 
 def batch(n=40, n_classes=6, rate=0.1):
@@ -76,10 +76,51 @@ def test_single_label_decisions():
         assert torch.equal(loss.decodes(z.softmax(1)), z.argmax(1))
 
 
-def test_base_loss_without_a_reduction_keeps_it_that_way():
-    loss = CRLLoss(lambda z, y: (z.sigmoid() - y).square().mean(), alpha=0.5)
-    assert not hasattr(loss, "reduction")
-    assert loss(*batch()).isfinite()
+class Plain(nn.Module):
+    """A loss with no reduction and no activation, as timm's."""
+
+    def forward(self, logits, targets):
+        if targets.ndim == 1:
+            return nn.functional.cross_entropy(logits, targets)
+        return nn.functional.multilabel_soft_margin_loss(logits, targets)
+
+
+@pytest.mark.parametrize("base", [Plain(), nn.MultiLabelSoftMarginLoss(), lambda z, y: Plain()(z, y)])
+def test_a_base_loss_of_torch_is_completed(base):
+    z, y = batch()
+    loss = CRLLoss(base, alpha=0.3)
+    assert loss(z, y) == 0.3 * CRL()(z, y) + 0.7 * Plain()(z, y)
+    torch.testing.assert_close(loss.activation(z), z.sigmoid())
+    assert torch.equal(loss.decodes(z.sigmoid()), z > 0)
+    loss.reduction = "none"
+    assert loss(z, y).shape[0] == 40
+    torch.testing.assert_close(loss(z, y).reshape(40, -1).mean(), Plain()(z, y))
+
+
+def test_a_base_loss_of_class_indices_is_completed():
+    z, labels = torch.randn(8, 4), torch.tensor([0, 1, 2, 3] * 2)
+    loss = CRLLoss(Plain(), alpha=0.3)
+    with pytest.raises(ValueError, match=r"seen no batch.*single_label=True"):
+        loss.activation(z)
+    loss(z, labels)
+    torch.testing.assert_close(loss.activation(z), z.softmax(1))
+    assert torch.equal(loss.decodes(z.softmax(1)), z.argmax(1))
+    assert torch.equal(CRLLoss(Plain(), single_label=True).activation(z), z.softmax(1))
+    assert torch.equal(CRLLoss(single_label=False).activation(z), z.sigmoid())
+
+
+def test_shift_of_the_base_loss():
+    """By default in single-label tasks alone; by name, or as numbers, in both."""
+    counts, z = [30, 8, 2], torch.randn(40, 3)
+    multi, single = (torch.rand(40, 3) < 0.2).float(), torch.tensor([0] * 30 + [1] * 8 + [2] * 2)
+    for targets, auto in ((multi, False), (single, True)):
+        base = make_loss("logit_adjusted", counts, 40, single_label=targets.ndim == 1)
+        for shift, used in (("auto", base.shift if auto else None), ("base", base.shift), (None, None), (counts,) * 2):
+            loss = CRLLoss(base, alpha=0.3, shift=shift)
+            expected = 0.3 * CRL(shift=used)(z, targets) + 0.7 * base(z, targets)
+            torch.testing.assert_close(loss(z, targets), expected)
+    with pytest.raises(ValueError, match="shift='none' is unknown"):
+        CRLLoss(shift="none")
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, "automatic", float("nan")])

@@ -1,0 +1,82 @@
+"""What makes a loss of (logits, targets) one that fastai can predict with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastai_crl._checks import as_plain_tensor, check_choice
+from fastai_crl._fastai import activation_of
+
+__all__ = ["CompleteLoss", "complete"]
+
+
+class CompleteLoss(nn.Module):
+    """Any loss of (logits, targets) as a complete fastai loss: `reduction`, `activation`, `decodes`; it pickles.
+
+    Computed in float32, whatever the autocast around it, or in float64 for float64 logits.
+
+    Args:
+        func: a module or function that averages over the batch. Where it has a `reduction`, that is the loss's; where
+            it has none, `reduction="none"` gives each item's loss as a batch of its own.
+        single_label: targets are (n,) class indices, else (n, C) in [0, 1].
+        shift: (C,) added to the logits in the loss, and not in predictions.
+        thresh: multi-label: a probability above it is a yes; a number or (C,).
+    """
+
+    shift: Tensor | None
+
+    def __init__(
+        self,
+        func: Callable[..., Tensor],
+        single_label: bool = False,
+        shift: Tensor | None = None,
+        thresh: float | Tensor = 0.5,
+    ):
+        super().__init__()
+        self.func: Any = func
+        self.single_label = single_label
+        if not single_label:
+            self.thresh = thresh
+        self.y_int = single_label  # what tells fastai's MixUp that targets cannot be blended
+        self.by_item = False
+        self.register_buffer("shift", shift)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits, targets = as_plain_tensor(logits), as_plain_tensor(targets)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        targets = targets.long() if self.single_label and targets.ndim == 1 else targets.to(logits.dtype)
+        if self.shift is not None:
+            logits = logits + self.shift
+        if self.by_item:
+            pairs = zip(logits.split(1), targets.split(1), strict=True)
+            return torch.stack([self.func(*pair) for pair in pairs])
+        return self.func(logits, targets)
+
+    @property
+    def reduction(self) -> str:
+        return getattr(self.func, "reduction", "none" if self.by_item else "mean")
+
+    @reduction.setter
+    def reduction(self, value: str) -> None:
+        if hasattr(self.func, "reduction"):
+            self.func.reduction = value
+        else:
+            check_choice("reduction", value, ("mean", "none"))
+            self.by_item = value == "none"
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Probabilities of logits, see `activation_of`: softmax for single-label, else sigmoid, as a rule."""
+        return activation_of(self.func, self.single_label)(x)
+
+    def decodes(self, x: Tensor) -> Tensor:
+        """Decisions from probabilities: the likeliest class, or the labels above `thresh`."""
+        return x.argmax(-1) if self.single_label else x > self.thresh
+
+
+def complete(loss_func: Any, single_label: bool) -> Any:
+    """Return `loss_func`, or if it has no `activation`, as losses of torch and timm, a `CompleteLoss` around it."""
+    return loss_func if hasattr(loss_func, "activation") else CompleteLoss(loss_func, single_label)
