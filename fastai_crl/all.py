@@ -30,6 +30,7 @@ from fastai_crl.evaluate.metrics import (
     label_report,
 )
 from fastai_crl.evaluate.predictions import predict_probabilities, show_predictions
+from fastai_crl.evaluate.shift import shift_thresholds, training_probabilities
 from fastai_crl.evaluate.submission import write_submission
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds, rate_thresholds
 from fastai_crl.evaluate.tta import d4_tta
@@ -127,7 +128,9 @@ __all__ = [
     "register_loss",
     "register_sampler",
     "set_thresholds",
+    "shift_thresholds",
     "show_predictions",
+    "training_probabilities",
     "with_sampler",
     "write_submission",
 ]

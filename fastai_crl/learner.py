@@ -27,7 +27,7 @@ from fastai_crl.evaluate.metrics import MacroF1, MeanAP
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities, show_predictions
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.labels import label_names
+from fastai_crl.labels import label_counts, label_names
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
@@ -87,6 +87,9 @@ class CRLLearner(Learner):
         """
         probs, targets = predict_probabilities(self, ds_idx, dl, need_targets=True)
         options.setdefault("names", label_names(self.dls, probs.shape[1]))
+        if options.get("how") == "shift" and "frequency" not in options:
+            counts = label_counts(self.dls.train, probs.shape[1])
+            options["frequency"] = None if counts is None else counts / len(self.dls.train.dataset)
         fitted = fit_thresholds(probs, targets, **options)
         self.thresholds = fitted.thresholds
         return fitted

@@ -14,6 +14,7 @@ from .metrics import (
     label_report,
 )
 from .predictions import predict_probabilities, show_predictions
+from .shift import shift_thresholds, training_probabilities
 from .submission import write_submission
 from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds
 from .tta import d4_tta
@@ -37,6 +38,8 @@ __all__ = [
     "predict_probabilities",
     "rate_thresholds",
     "set_thresholds",
+    "shift_thresholds",
     "show_predictions",
+    "training_probabilities",
     "write_submission",
 ]

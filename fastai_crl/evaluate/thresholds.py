@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,12 @@ from fastai_crl._checks import check_choice
 
 from .decisions import as_array, as_probabilities, as_targets, decide
 from .metrics import balanced_by_label, f1_by_label
+from .shift import frequency_odds
 
 __all__ = ["FittedThresholds", "fit_thresholds", "rate_thresholds"]
 
-How = Literal["f1", "balanced", "rate"]
+How = Literal["f1", "balanced", "rate", "shift"]
+_SHIFTS = np.linspace(-3, 3, 301)
 _Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, descending; and the measure there
 
 
@@ -35,6 +37,11 @@ class FittedThresholds(NamedTuple):
 
     thresholds: np.ndarray
     report: pd.DataFrame
+
+    @property
+    def shift(self) -> float | None:
+        """The one number behind thresholds that were fitted with `how="shift"`; None for others."""
+        return self.report.attrs.get("shift")
 
     @property
     def optimism(self) -> float:
@@ -52,6 +59,7 @@ def fit_thresholds(
     repeats: int = 4,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    frequency: ArrayLike | None = None,
 ) -> FittedThresholds:
     """Fit one threshold per label to predictions of samples that the network was not trained on.
 
@@ -64,15 +72,17 @@ def fit_thresholds(
         probs: (n, C) probabilities, in [0, 1].
         targets: (n, C) of 0 and 1.
         how: `"f1"`: highest F1; `"balanced"`: highest (true positive rate + true negative rate)/2; `"rate"`: as many
-            yes as `rates` says.
+            yes as `rates` says; `"shift"`: highest mean F1 of all labels by one number s, the thresholds of logits +
+            s·logit(frequency) (see `shift_thresholds`), for which labels with three positives are enough.
         rates: (C,) shares of samples to say yes to, for `"rate"`: for instance the labels' rates in the training set.
             Default: those of `targets`.
         shrink: positives at which a label's own threshold and the common one weigh the same, ≥ 0; 0: no shrinkage,
-            `inf`: one threshold for all. Not for `"rate"`.
+            `inf`: one threshold for all. For `"f1"` and `"balanced"`.
         folds: parts of a split, at least 2; thresholds are fitted on (folds - 1)/folds of the samples.
         repeats: splits to fit in, at least 1.
         seed: of the splits.
         names: C names for the report's rows; default the column numbers.
+        frequency: (C,) shares of the training samples with each label, for `"shift"`. Default: those of `targets`.
 
     Returns:
         `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes.
@@ -87,8 +97,11 @@ def fit_thresholds(
         if how != "rate":
             raise ValueError(f'rates are what how="rate" goes by, and how={how!r}: leave one of them out.')
         rates = _check_rates(rates, n_classes)
+    if frequency is not None and how != "shift":
+        raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
+    odds = frequency_odds(targets.mean(0) if frequency is None else frequency, n_classes) if how == "shift" else None
     score = balanced_by_label if how == "balanced" else f1_by_label
-    splits, crossed = [], []
+    splits, shifts, crossed = [], [], []
     for repeat in range(repeats):
         fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
         chosen = np.zeros_like(targets)
@@ -98,12 +111,15 @@ def fit_thresholds(
                 shares = (targets & inside).sum(0) / inside.sum(0) if rates is None else rates
                 columns = zip(probs.T, inside.T, shares, strict=True)
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
+            elif how == "shift":
+                shifts.append(_fit_shift(probs, targets, inside, odds))
+                found = expit(-shifts[-1] * odds)
             else:
                 found = _fit_scores(probs, targets, inside, how, shrink)
             splits.append(found)
             chosen |= decide(probs, found) & ~inside
         crossed.append(score(targets, chosen))
-    thresholds = expit(np.mean([_log_odds(t) for t in splits], 0))
+    thresholds = expit(-np.mean(shifts) * odds if shifts else np.mean([_log_odds(t) for t in splits], 0))
     known = targets.any(0)
     table = {
         "positives": targets.sum(0),
@@ -114,6 +130,8 @@ def fit_thresholds(
     }
     report = pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))
     report["optimism"] = report.in_sample - report.cross_fitted
+    if shifts:
+        report.attrs["shift"] = float(np.mean(shifts))
     return FittedThresholds(thresholds, report)
 
 
@@ -128,12 +146,28 @@ def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
 
 
 # ---- fitting in one split: `inside`, (n, C) bool, says which samples of which label it may see ----
+def _curves(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str) -> list[_Curve | None]:
+    """Return the curve of each label, None where it has one side only."""
+    columns = zip(probs.T, targets.T, inside.T, strict=True)
+    return [_curve(p[m], y[m], how) if 0 < y[m].sum() < m.sum() else None for p, y, m in columns]
+
+
+def _fit_shift(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, odds: np.ndarray) -> float:
+    """Return the shift of the highest mean F1; of several the one nearest to 0."""
+    curves = zip(_curves(probs, targets, inside, "f1"), odds, strict=True)
+    values = [_at(curve, expit(-_SHIFTS * o)) for curve, o in curves if curve is not None]
+    if not values:
+        return 0.0
+    mean = np.mean(values, 0)
+    best = _SHIFTS[mean >= mean.max() - 1e-12]
+    return float(best[np.abs(best).argmin()])
+
+
 def _fit_scores(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str, shrink: float) -> np.ndarray:
-    columns = list(zip(probs.T, targets.T, inside.T, strict=True))
-    curves = [_curve(p[m], y[m], how) if 0 < y[m].sum() < m.sum() else None for p, y, m in columns]
+    curves = _curves(probs, targets, inside, how)
     known = [curve for curve in curves if curve is not None]
     if not known:
-        return np.full(len(columns), 0.5)
+        return np.full(len(curves), 0.5)
     edges = np.unique(np.quantile(probs[targets & inside], np.linspace(0, 1, 101)))
     edges = edges[edges > 0]
     cuts = _between(np.r_[0, edges[:-1]], edges) if len(edges) else np.array([0.5])
@@ -202,7 +236,7 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 def _check(
     probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    check_choice("how", how, ("f1", "balanced", "rate"))
+    check_choice("how", how, get_args(How))
     probs = as_probabilities(probs).astype(float)
     targets, single_label = as_targets(targets, probs.shape)
     if single_label:

@@ -211,7 +211,7 @@ def test_same_seed_same_thresholds():
         ({"targets": np.zeros((400, 2), int)}, r"targets of shape \(400, 2\), int64, do not fit"),
         ({"targets": np.zeros(400, int)}, "single-label task takes the likeliest"),
         ({"probs": np.full((400, 3), 1.5)}, "probs run from 1.5 to 1.5"),
-        ({"probs": np.full((400, 3), np.nan)}, "give probabilities"),
+        ({"probs": np.full((400, 3), np.nan)}, "hold NaN"),
     ],
 )
 def test_bad_input(change, message):

@@ -1,0 +1,78 @@
+"""Probabilities for labels of other frequencies: one number shifts all decisions; the way back of adjusted logits.
+
+A network's log-odds of a label are those of the evidence plus those of the label's frequency in training. Adding
+s·logit(frequency) asks for another frequency: s = -1 is every label at one half, s = 0 is as trained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit, softmax
+
+from .decisions import as_array, as_probabilities
+
+__all__ = ["frequency_odds", "shift_thresholds", "training_probabilities"]
+
+
+def frequency_odds(frequency: ArrayLike, n_classes: int) -> np.ndarray:
+    """Return the log-odds (C,) of frequencies; a label that never, or always, occurs counts as half the rarest side.
+
+    Raises:
+        ValueError: not one share in [0, 1] per label, or none between.
+    """
+    frequency = as_array(frequency)
+    if frequency.shape != (n_classes,) or frequency.dtype.kind not in "iuf" or not _are_shares(frequency):
+        raise ValueError(
+            f"frequency={frequency.tolist()} does not fit {n_classes} labels: give one share in [0, 1] per label, "
+            "positives / samples in training, not all 0 or 1."
+        )
+    frequency = frequency.astype(float)
+    sides = np.minimum(frequency, 1 - frequency)
+    least = sides[sides > 0].min() / 2
+    return logit(frequency.clip(least, 1 - least))
+
+
+def _are_shares(frequency: np.ndarray) -> bool:
+    return bool(((frequency >= 0) & (frequency <= 1)).all() and ((frequency > 0) & (frequency < 1)).any())
+
+
+def shift_thresholds(shift: float, frequency: ArrayLike) -> np.ndarray:
+    """Return the thresholds (C,) that decide as logits + shift·logit(frequency) do at one half.
+
+    Args:
+        shift: s, one number for all labels; below 0 rare labels are predicted more often.
+        frequency: (C,) shares of the training samples with each label.
+
+    Example:
+        >>> shift_thresholds(-1, [0.5, 0.1]).round(3).tolist()
+        [0.5, 0.1]
+    """
+    return expit(-shift * frequency_odds(frequency, len(as_array(frequency))))
+
+
+def training_probabilities(
+    probs: ArrayLike, frequency: ArrayLike, tau: float = 1.0, single_label: bool = False
+) -> np.ndarray:
+    """Return probabilities at the frequencies of training, of a network trained with a logit-adjusted loss.
+
+    Such a network predicts as if labels were balanced: its probabilities are right where every label comes half the
+    time (single-label: equally often), and too high for rare labels elsewhere. The loss added tau·logit(frequency) to
+    its logits (single-label: tau·log frequency); added here too, they are those that the loss calibrated. Any other
+    loss that is proper, such as plain cross entropy, needs none of this.
+
+    Args:
+        probs: (n, C) probabilities of the network.
+        frequency: (C,) shares of the training samples with each label.
+        tau: that of the loss.
+        single_label: softmax probabilities, which sum to 1.
+
+    Returns:
+        Probabilities (n, C), float64.
+    """
+    probs = as_probabilities(probs).astype(float)
+    odds = frequency_odds(frequency, probs.shape[1])
+    tiny = np.finfo(float).tiny
+    if single_label:
+        return softmax(np.log(probs.clip(tiny)) + tau * np.log(expit(odds)), axis=1)
+    return expit(logit(probs.clip(tiny, 1 - np.finfo(float).epsneg)) + tau * odds)
