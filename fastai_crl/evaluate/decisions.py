@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._errors import offenders
+from fastai_crl._fastai import is_single_label
+from fastai_crl.losses import CompleteLoss
 
 __all__ = [
     "as_array",
@@ -194,20 +196,24 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, 
     They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
     `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
 
-    Raises ValueError for thresholds out of range or of another number than the labels, and for a loss function without
-    thresholds.
+    A loss of torch or timm, which makes no decisions, is completed (see `CompleteLoss`).
+
+    Raises ValueError for thresholds out of range or of another number than the labels, for a single-label task, and for
+    a loss function that decides without thresholds.
     """
-    if _decider(learn.loss_func) is None:
+    loss = deepcopy(learn.loss_func)  # a copy: fastai's data blocks share their default one among all learners
+    if not hasattr(loss, "activation") and not is_single_label(learn.dls):
+        loss = CompleteLoss(loss)
+    if _decider(loss) is None:
         raise ValueError(
             f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
             "such as BCEWithLogitsLossFlat()."
         )
     vocab = getattr(learn.dls, "vocab", None)
     values = check_thresholds(thresholds, len(vocab) if vocab else None, vocab)
-    # A copy: fastai's data blocks share their default loss function among all learners.
-    learn.loss_func = deepcopy(learn.loss_func)
     # In float64: float32 could round a threshold onto a score.
-    _decider(learn.loss_func).thresh = torch.from_numpy(values) if values.ndim else float(values)
+    _decider(loss).thresh = torch.from_numpy(values) if values.ndim else float(values)
+    learn.loss_func = loss
 
 
 def thresholds_of(learn: Learner) -> np.ndarray | None:

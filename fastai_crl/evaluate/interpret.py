@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
 from fastai_crl.labels import label_counts, label_names
 from fastai_crl.mining.profile import minority
 
-from ._interpret_plots import Plots
+from . import plots
 from .decisions import as_array, as_probabilities, decisions, threshold_in_use
 from .metrics import label_report
 from .predictions import in_order, predict_probabilities
@@ -54,7 +55,7 @@ class EpochPreds(Callback):
                 self.epochs.append(predict_probabilities(learn, self.ds_idx, inner=True)[0].half())
 
 
-class CRLInterpretation(Plots):
+class CRLInterpretation:
     """Interpretation of a multi-label or single-label learner: `CRLInterpretation.from_learner(learn)`.
 
     Args:
@@ -110,7 +111,8 @@ class CRLInterpretation(Plots):
         triplets = None if self.triplets is None else self.triplets.sum()
         return label_report(self.probs, targets, self.names, self.thresh, triplets, self.counts)
 
-    def _label(self, label: str | int) -> int:
+    def column(self, label: str | int) -> int:
+        """Return the column of a label, given by name or number; ValueError for an unknown one."""
         if label in self.names:
             return self.names.index(label)
         if isinstance(label, int) and 0 <= label < len(self.names):
@@ -150,7 +152,7 @@ class CRLInterpretation(Plots):
         """
         if kind not in ("positive", "negative"):
             raise ValueError(f"kind={kind!r}: hard samples are 'positive' or 'negative'.")
-        c, sign = self._label(label), 1 if kind == "positive" else -1
+        c, sign = self.column(label), 1 if kind == "positive" else -1
         scores = self.probs[:, c]
         if epochs is not None:
             if not len(epochs) or any(np.shape(e) != self.probs.shape for e in epochs):
@@ -173,7 +175,7 @@ class CRLInterpretation(Plots):
     # ---- how decisions depend on the threshold ----
     def curve(self, label: str | int) -> pd.DataFrame:
         """Precision, recall and F1 of a label with each of its probabilities as the lowest yes (`cut`), ascending."""
-        c = self._label(label)
+        c = self.column(label)
         precision, recall, cuts = precision_recall_curve(self.targets[:, c], self.probs[:, c])
         table = {"cut": cuts, "precision": precision[:-1], "recall": recall[:-1]}
         frame = pd.DataFrame(table)
@@ -213,3 +215,37 @@ class CRLInterpretation(Plots):
         for name in ("AP", "F1"):
             frame[[name, f"{name}_baseline", f"{name}_gain"]] = np.c_[here[name], there[name], here[name] - there[name]]
         return frame.sort_values("train", kind="stable")
+
+    # ---- pictures ----
+    def plot_distribution(self, rho: float = 0.5, ax: Axes | None = None) -> Axes:
+        """Bars of `distribution` on a logarithmic axis, minority labels in orange, and the boundary."""
+        return plots.plot_distribution(self, rho, ax)
+
+    def plot_hardest(
+        self, label: str | int, n: int = 5, epochs: Sequence[ArrayLike] | None = None, **kwargs: Any
+    ) -> np.ndarray:
+        """Pictures of the hardest positives (upper row) and negatives of a label, with their probabilities.
+
+        `kwargs` go to the image's `show`. Returns the axes, (2, n). Raises ValueError without a `dl`.
+        """
+        return plots.plot_hardest(self, label, n, epochs, **kwargs)
+
+    def plot_precision_recall(self, labels: Sequence[str | int] | None = None, ax: Axes | None = None) -> Axes:
+        """Precision against recall of some labels (default: all that occur), a dot where the decisions are."""
+        return plots.plot_precision_recall(self, labels, ax)
+
+    def plot_thresholds(self, labels: Sequence[str | int] | None = None, ax: Axes | None = None) -> Axes:
+        """F1 against the threshold, of some labels (default: all that occur), a dot where the threshold is."""
+        return plots.plot_thresholds(self, labels, ax)
+
+    def plot_confusion(self, ax: Axes | None = None) -> Axes:
+        """`confusion` as shares of the images with the row's label."""
+        return plots.plot_confusion(self, ax)
+
+    def plot_cooccurrence(self, ax: Axes | None = None) -> Axes:
+        """`cooccurrence` as shares of the images with the row's label."""
+        return plots.plot_cooccurrence(self, ax)
+
+    def plot_gain(self, baseline: CRLInterpretation, by: Literal["AP", "F1"] = "AP", ax: Axes | None = None) -> Axes:
+        """Bars of the gain in AP or F1, from rare to common labels, with their counts in training."""
+        return plots.plot_gain(self, baseline, by, ax)

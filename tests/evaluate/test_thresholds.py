@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as skm
 import torch
 from fastai.learner import Learner, load_learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
@@ -16,6 +16,7 @@ from torch import nn
 from fastai_crl.evaluate import thresholds as module
 from fastai_crl.evaluate.decisions import set_thresholds, threshold_in_use, thresholds_of
 from fastai_crl.evaluate.metrics import macro_f1
+from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.evaluate.thresholds import fit_thresholds, rate_thresholds
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.crl_loss import CRLLoss
@@ -226,6 +227,8 @@ def flat(n_classes):
 
 
 LOSSES = {
+    "torch": nn.BCEWithLogitsLoss,
+    "function": lambda: nn.functional.binary_cross_entropy_with_logits,
     "fastai": BCEWithLogitsLossFlat,
     "rival": lambda: make_loss("focal"),
     "crl": lambda: CRLLoss(BCEWithLogitsLossFlat(), alpha=0.3),
@@ -237,7 +240,7 @@ def test_thresholds_in_a_learner(hpa_dls, tmp_path, loss):
     """Decisions of predict, get_preds and show_results follow them, before and after export."""
     learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=LOSSES[loss](), path=tmp_path)
     assert thresholds_of(learn) is None
-    probs = learn.get_preds()[0]
+    probs = predict_probabilities(learn)[0]
     thresholds = probs.double().quantile(0.7, dim=0).numpy()
     set_thresholds(learn, thresholds)
     expected = probs.double().numpy() > thresholds
@@ -264,9 +267,9 @@ def test_thresholds_that_do_not_fit_the_learner(hpa_dls):
         set_thresholds(learn, [0.5, 0.5])
     with pytest.raises(ValueError, match=r"Thresholds out of range \(1 in all\): 1.5"):
         set_thresholds(learn, 1.5)
-    for loss in (nn.BCEWithLogitsLoss(), make_loss("logit_adjusted", counts=[3, 4], single_label=True)):
+    for loss in (MSELossFlat(), make_loss("logit_adjusted", counts=[3, 4], single_label=True)):
         learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=loss)
-        with pytest.raises(ValueError, match=f"{type(loss).__name__} takes no thresholds: use"):
+        with pytest.raises(ValueError, match=f"{type(loss).__name__}.* takes no thresholds: use"):
             set_thresholds(learn, 0.3)
         assert thresholds_of(learn) is None
 
