@@ -126,7 +126,7 @@ def check_per_label(name: str, values: Sequence[float] | Tensor | None, lowest: 
 
 def one_column(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One logit per item, (n, 1) or (n,), with targets (n, 1) or (n,), as one binary label: both (n, 1)."""
-    if targets.shape[:1] == logits.shape[:1] and targets.shape[1:] in ((), (1,)) and logits.shape[1:] in ((), (1,)):
+    if logits.shape[1:] in ((), (1,)) and targets.shape[1:] in ((), (1,)) and targets.shape[:1] == logits.shape[:1]:
         return logits.reshape(-1, 1), targets.reshape(-1, 1)
     return logits, targets
 

@@ -218,16 +218,16 @@ class CRL(nn.Module):
         else:
             check_batch(logits, targets, features, "logits", bound)
         n, n_classes = logits.shape
-        for name in ("frequency", "shift"):
-            values = getattr(self, name)
+        frequency, shift = self.frequency, self.shift
+        for name, values in (("frequency", frequency), ("shift", shift)):
             if values is not None and len(values) != n_classes:
                 raise ValueError(f"{name} has {len(values)} values, but logits {n_classes} columns: give one each.")
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if n == 0:
                 return Rectified(logits.sum(), torch.zeros(n_classes, dtype=torch.long, device=logits.device))
-            if self.shift is not None:
-                logits = logits + self.shift.to(logits)
+            if shift is not None:
+                logits = logits + shift.to(logits)
             scores = self.scores(logits, targets.ndim == 1)
             distance = None if features is None else pairwise_distance(features)
             y = membership(targets.detach(), n_classes, logits.dtype)
@@ -240,18 +240,17 @@ class CRL(nn.Module):
             else:
                 span = self._span(scores, distance)
                 part = partial(self._pair_sums, features=features, distance=distance, span=span, margin=margin)
-            counts, sums = self._all_sums(part, scores, y)
+            counts, sums = self._all_sums(part, scores, y, None if frequency is None else frequency.to(y.device))
             if self.past is not None and self.training:
                 self.past.write(scores if features is None else features.to(scores.dtype), y == 1)
             return Rectified(self.criterion.loss(*sums, counts=(counts > 0) if by_label else counts), counts)
 
     def _all_sums(
-        self, part: Callable[..., tuple[Tensor, ...]], scores: Tensor, y: Tensor
+        self, part: Callable[..., tuple[Tensor, ...]], scores: Tensor, y: Tensor, frequency: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Triplets per label and the criterion's sums: of all labels at once, or in slices added up."""
         n, n_classes = scores.shape
         memory = None if self.past is None else self.past.read()
-        frequency = None if self.frequency is None else self.frequency.to(y.device)
         width = n_classes if self.scope == "joint" else self._slice_width(n, n_classes)
         if width >= n_classes:
             counts, *sums = part(scores, y, frequency, memory)
