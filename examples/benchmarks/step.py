@@ -90,7 +90,7 @@ def make_learner(arch: str, size: int, bs: int, steps: int, with_crl: bool, comp
     if compiled:
         learn.model = torch.compile(learn.model)
         if with_crl:
-            learn.crl.term = torch.compile(learn.crl.term)
+            learn.crl.term.loss_and_counts = torch.compile(learn.crl.term.loss_and_counts)
     return learn.to_fp16() if half else learn
 
 
