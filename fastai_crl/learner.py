@@ -45,7 +45,7 @@ class CRLLearner(Learner):
 
     Attributes:
         default_epochs: epochs of `fit_one_cycle()`.
-        thresholds: (C,) thresholds that multi-label decisions go by, and an export keeps; None where one number, the
+        thresholds: (C,) thresholds that decisions go by, see `decide`, and an export keeps; None where one number, the
             loss function's, serves all labels. May be set: see `set_thresholds`.
     """
 

@@ -17,12 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.metrics import class_balanced_accuracy, macro_f1, mean_ap
-from fastai_crl.evaluate.thresholds import fit_thresholds
+from fastai_crl.evaluate.thresholds import best_shift, fit_thresholds
 
-__all__ = ["evaluate", "evaluate_valid", "fit_shift", "geometry", "knn", "probabilities", "probe"]
+__all__ = ["evaluate", "evaluate_valid", "geometry", "knn", "probabilities", "probe"]
 
 GROUPS = ("head", "medium", "tail")  # thirds of the labels by training count
-SHIFTS = np.linspace(-2, 2, 81)
 
 
 def groups(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -40,17 +39,10 @@ def prior(counts: np.ndarray, n: int, single_label: bool) -> np.ndarray:
     return np.log(np.maximum(counts, 1) / n) if single_label else logit(np.clip(counts, 1, n - 1) / n)
 
 
-def fit_shift(logits: np.ndarray, y: np.ndarray, common: np.ndarray) -> float:
-    """S of the highest macro-F1 of logits + s·`common`; of equally good ones the nearest to 0."""
-    worth = np.array([macro_f1(probabilities(logits + s * common, y.ndim == 1), y) for s in SHIFTS])
-    best = SHIFTS[worth >= worth.max() - 1e-9]
-    return float(best[np.abs(best).argmin()])
-
-
 def evaluate_valid(valid: Outputs, y: np.ndarray, counts: np.ndarray, n: int) -> dict[str, float]:
     """Measures on the validation images that choices are made by: mAP, and macro-F1 with the shift fitted to them."""
     common = prior(counts, n, y.ndim == 1)
-    shift = fit_shift(valid.logits, y, common)
+    shift = best_shift(probabilities(valid.logits, y.ndim == 1), y, counts / n)
     shifted = probabilities(valid.logits + shift * common, y.ndim == 1)
     return {
         "valid_map": mean_ap(probabilities(valid.logits, y.ndim == 1), y),

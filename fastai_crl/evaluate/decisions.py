@@ -153,7 +153,10 @@ def check_thresholds(
 
 
 def decide(
-    probs: ArrayLike, thresholds: float | ArrayLike | Mapping[Any, float] = 0.5, at_least_one: bool = False
+    probs: ArrayLike,
+    thresholds: float | ArrayLike | Mapping[Any, float] = 0.5,
+    at_least_one: bool = False,
+    single_label: bool = False,
 ) -> np.ndarray:
     """Return the labels that are predicted, (n, C) bool: those of a probability above the threshold.
 
@@ -161,12 +164,16 @@ def decide(
         probs: (n, C) probabilities.
         thresholds: one for all labels, or (C,).
         at_least_one: a sample without any such label gets its likeliest.
+        single_label: each sample gets one class, that of the highest probability / threshold: with one number for all
+            the likeliest.
 
     Raises:
         ValueError: see `check_thresholds`.
     """
     probs = _as_scores(probs, "probs")
     cuts = check_thresholds(thresholds, probs.shape[1])
+    if single_label:
+        return likeliest(probs / cuts.clip(np.finfo(float).tiny) if cuts.ndim else probs)
     # As a loss of torch compares: with one number in the precision of the probabilities, with several in float64.
     chosen = probs > (cuts if cuts.ndim else cuts.astype(probs.dtype))
     if at_least_one:
@@ -176,7 +183,7 @@ def decide(
 
 
 def likeliest(probs: np.ndarray) -> np.ndarray:
-    """Return the decisions (n, C) bool of a single-label task: for each sample the class of the highest probability."""
+    """Return for each sample the class of the highest probability, (n, C) bool."""
     return np.eye(probs.shape[1], dtype=bool)[probs.argmax(1)]
 
 
@@ -184,27 +191,29 @@ def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tu
     """Return targets and decisions, both (n, C) bool, and whether the task is single-label."""
     pred = as_probabilities(pred, "pred")
     targets, single_label = as_targets(targ, pred.shape)
-    return targets, likeliest(pred) if single_label else decide(pred, thresh), single_label
+    return targets, decide(pred, thresh, single_label=single_label), single_label
 
 
 # ---------------------------------------------------------------- in a learner
 
 
 def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, float]) -> None:
-    """Make any multi-label learner decide by `thresholds`: one number, (C,), or one by label, in [0, 1].
+    """Make any learner decide by `thresholds`: one number, (C,), or one by label, in [0, 1]; see `decide`.
 
     They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
     `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
 
-    A loss of torch or timm, which makes no decisions, is completed (see `CompleteLoss`).
+    A loss of torch or timm, which makes no decisions, is completed (see `CompleteLoss`), and so is one of a
+    single-label task, which decides without thresholds.
 
-    Raises ValueError for thresholds out of range or of another number than the labels, for a single-label task, and for
-    a loss function that decides without thresholds.
+    Raises ValueError for thresholds out of range or of another number than the labels, and for a multi-label loss
+    function that decides without thresholds.
     """
     loss = deepcopy(learn.loss_func)  # a copy: fastai's data blocks share their default one among all learners
-    if not hasattr(loss, "activation") and not is_single_label(learn.dls):
-        loss = CompleteLoss(loss)
-    if _decider(loss) is None:
+    single_label = is_single_label(learn.dls)
+    if _decider(loss) is None and (single_label or not hasattr(loss, "activation")):
+        loss = _completed(loss, single_label)
+    if _decider(loss) is None or getattr(_decider(loss), "single_label", single_label) > single_label:
         raise ValueError(
             f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
             "such as BCEWithLogitsLossFlat()."
@@ -223,9 +232,17 @@ def thresholds_of(learn: Learner) -> np.ndarray | None:
 
 
 def threshold_in_use(learn: Learner) -> float | np.ndarray:
-    """Return what a multi-label learner decides by: one number, 0.5 where its loss has none, or (C,) thresholds."""
+    """Return what a learner decides by, see `decide`: one number, 0.5 where its loss has none, or (C,) thresholds."""
     thresh = as_array(getattr(_decider(learn.loss_func), "thresh", 0.5)).copy()
     return thresh if thresh.ndim else float(thresh)
+
+
+def _completed(loss: Any, single_label: bool) -> Any:
+    """Return a loss that decides by thresholds: `loss`, or the one inside a `CRLLoss`, completed."""
+    if not hasattr(loss, "base_loss"):
+        return CompleteLoss(loss, single_label)
+    loss.base_loss = _completed(loss.base_loss, single_label)
+    return loss
 
 
 def _decider(loss: Any) -> Any:

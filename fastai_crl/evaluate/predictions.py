@@ -17,7 +17,7 @@ from fastai_crl._fastai import activation_of, is_single_label
 from fastai_crl.images.show import draw_images, prediction_lines
 from fastai_crl.labels import shown_names
 
-from .decisions import as_probabilities, as_targets, decide, likeliest, threshold_in_use
+from .decisions import as_probabilities, as_targets, decide, threshold_in_use
 
 __all__ = ["in_order", "loader_of", "predict_probabilities", "show_predictions"]
 
@@ -130,13 +130,13 @@ def show_predictions(
     """Draw images of one batch with what the learner makes of them: labels found, missed, false, their probabilities.
 
     Args:
-        learn: on `TensorMultiChannel` images, multi-label or single-label (the likeliest class is then the decision).
+        learn: on `TensorMultiChannel` images, multi-label or single-label (one class is decided for, see `decide`).
         ds_idx: the loader of `learn.dls`, as for fastai's `Learner.show_results`.
         dl: a loader in its place; without labels, as that of `test_dl`, the predicted ones are listed.
         max_n: images at the most.
         shuffle: another batch each time.
-        thresh: multi-label: labels of a probability above it are predicted; one number, or one per label. Default: the
-            the learner's own thresholds where it has some, else 0.5.
+        thresh: labels of a probability above it are predicted; one number, or one per label. Default: the learner's own
+            thresholds where it has some, else 0.5.
         kwargs: options of `draw_images`: channels, split, stretch, nrows, ncols, figsize, ctxs.
 
     Returns:
@@ -149,10 +149,8 @@ def show_predictions(
     batch = dl.one_batch()
     probs, targets = predict_probabilities(learn, dl=[batch])
     probs, n_classes = probs.numpy(), probs.shape[1]
-    if is_single_label(learn.dls if targets is None else targets, n_classes):
-        chosen = likeliest(probs)
-    else:
-        chosen = decide(probs, threshold_in_use(learn) if thresh is None else thresh)
+    single_label = is_single_label(learn.dls if targets is None else targets, n_classes)
+    chosen = decide(probs, threshold_in_use(learn) if thresh is None else thresh, single_label=single_label)
     targets = None if targets is None else as_targets(targets, probs.shape)[0]
     names = shown_names(learn.dls, n_classes)
     images = dl.show_batch(batch, max_n=max_n, show=False)[2].itemgot(0)

@@ -1,7 +1,8 @@
 """Probabilities for labels of other frequencies: one number shifts all decisions; the way back of adjusted logits.
 
 A network's log-odds of a label are those of the evidence plus those of the label's frequency in training. Adding
-s·logit(frequency) asks for another frequency: s = -1 is every label at one half, s = 0 is as trained.
+s·logit(frequency) asks for another frequency: s = -1 is every label at one half, s = 0 is as trained. Single-label, it
+is s·log(frequency), and s = -1 is every class as frequent as the others.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from scipy.special import expit, logit, softmax
 
 from .decisions import as_array, as_probabilities
 
-__all__ = ["frequency_odds", "shift_thresholds", "training_probabilities"]
+__all__ = ["frequency_odds", "shift_thresholds", "shifted_classes", "thresholds_at", "training_probabilities"]
 
 
-def frequency_odds(frequency: ArrayLike, n_classes: int) -> np.ndarray:
-    """Return the log-odds (C,) of frequencies; a label that never, or always, occurs counts as half the rarest side.
+def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = False) -> np.ndarray:
+    """Return the log-odds (C,) of frequencies; single-label, their logarithms.
+
+    A label that never, or always, occurs counts as half the rarest side.
 
     Raises:
         ValueError: not one share in [0, 1] per label, or none between.
@@ -30,25 +33,39 @@ def frequency_odds(frequency: ArrayLike, n_classes: int) -> np.ndarray:
     frequency = frequency.astype(float)
     sides = np.minimum(frequency, 1 - frequency)
     least = sides[sides > 0].min() / 2
-    return logit(frequency.clip(least, 1 - least))
+    frequency = frequency.clip(least, 1 - least)
+    return np.log(frequency) if single_label else logit(frequency)
 
 
 def _are_shares(frequency: np.ndarray) -> bool:
     return bool(((frequency >= 0) & (frequency <= 1)).all() and ((frequency > 0) & (frequency < 1)).any())
 
 
-def shift_thresholds(shift: float, frequency: ArrayLike) -> np.ndarray:
+def shift_thresholds(shift: float, frequency: ArrayLike, single_label: bool = False) -> np.ndarray:
     """Return the thresholds (C,) that decide as logits + shift·logit(frequency) do at one half.
 
     Args:
         shift: s, one number for all labels; below 0 rare labels are predicted more often.
         frequency: (C,) shares of the training samples with each label.
+        single_label: thresholds by which the class of the highest probability / threshold is that of the highest logit
+            + shift·log(frequency). The highest is 1.
 
     Example:
         >>> shift_thresholds(-1, [0.5, 0.1]).round(3).tolist()
         [0.5, 0.1]
     """
-    return expit(-shift * frequency_odds(frequency, len(as_array(frequency))))
+    return thresholds_at(shift, frequency_odds(frequency, len(as_array(frequency)), single_label), single_label)
+
+
+def thresholds_at(shift: float, odds: np.ndarray, single_label: bool) -> np.ndarray:
+    """`shift_thresholds` of the `frequency_odds`."""
+    return np.exp(-shift * odds - np.max(-shift * odds)) if single_label else expit(-shift * odds)
+
+
+def shifted_classes(probs: np.ndarray, odds: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Return the classes (S, n) of the highest log-probability + s·odds, for each s of `shifts` (S,)."""
+    scores = np.log(probs.clip(np.finfo(float).tiny))
+    return np.stack([(scores + s * odds).argmax(1) for s in shifts])
 
 
 def training_probabilities(
@@ -71,8 +88,8 @@ def training_probabilities(
         Probabilities (n, C), float64.
     """
     probs = as_probabilities(probs).astype(float)
-    odds = frequency_odds(frequency, probs.shape[1])
+    odds = frequency_odds(frequency, probs.shape[1], single_label)
     tiny = np.finfo(float).tiny
     if single_label:
-        return softmax(np.log(probs.clip(tiny)) + tau * np.log(expit(odds)), axis=1)
+        return softmax(np.log(probs.clip(tiny)) + tau * odds, axis=1)
     return expit(logit(probs.clip(tiny, 1 - np.finfo(float).epsneg)) + tau * odds)

@@ -24,7 +24,7 @@ from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import replace_file
 from fastai_crl.images.open import OpenMultiChannel
 
-from .decisions import check_thresholds, decide, likeliest, threshold_in_use
+from .decisions import check_thresholds, decide, threshold_in_use
 from .partial_file import PartialFile, content_of
 from .predictions import predict_probabilities
 
@@ -56,8 +56,8 @@ def write_submission(
     memory. Of the processes of a distributed run, each of which must call it, the first writes.
 
     Args:
-        learn: a learner on `HPADataLoaders`, or one loaded from its export. Multi-label or single-label (the likeliest
-            class is then the decision).
+        learn: a learner on `HPADataLoaders`, or one loaded from its export. Multi-label or single-label (one
+            class is then the decision, see `decide`).
         folder: holds the images.
         fname: csv to write; its folder is made if need be.
         thresh: labels of a probability above it are predicted, 0 to 1: one for all labels, C in the order of the vocab,
@@ -122,7 +122,7 @@ def write_submission(
 
         def finish() -> pd.DataFrame:
             probs = partial.read()
-            chosen = likeliest(probs) if single_label else decide(probs, cuts, at_least_one)
+            chosen = decide(probs, cuts, at_least_one, single_label)
             labels = np.array(vocab)
             table = pd.DataFrame({"Id": ids, "Predicted": [delim.join(labels[row]) for row in chosen]})
             every = pd.DataFrame(probs, columns=vocab)

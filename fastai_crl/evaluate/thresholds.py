@@ -1,9 +1,9 @@
-"""Thresholds of a multi-label network: one per label, fitted without fooling oneself."""
+"""Thresholds of a network: one per label, or one number behind them all, fitted without fooling oneself."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,12 +17,12 @@ from fastai_crl._checks import check_choice
 
 from .decisions import as_array, as_probabilities, as_targets, decide
 from .metrics import balanced_by_label, f1_by_label
-from .shift import frequency_odds
+from .shift import frequency_odds, shifted_classes, thresholds_at
 
-__all__ = ["FittedThresholds", "fit_thresholds", "rate_thresholds"]
+__all__ = ["FittedThresholds", "best_shift", "fit_thresholds", "rate_thresholds"]
 
 How = Literal["f1", "balanced", "rate", "shift"]
-_SHIFTS = np.linspace(-3, 3, 301)
+_SHIFTS = np.linspace(-3, 3, 121)
 _Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, descending; and the measure there
 
 
@@ -70,10 +70,11 @@ def fit_thresholds(
 
     Args:
         probs: (n, C) probabilities, in [0, 1].
-        targets: (n, C) of 0 and 1.
+        targets: (n, C) of 0 and 1; for `"shift"` also (n,) class indices.
         how: `"f1"`: highest F1; `"balanced"`: highest (true positive rate + true negative rate)/2; `"rate"`: as many
             yes as `rates` says; `"shift"`: highest mean F1 of all labels by one number s, the thresholds of logits +
-            s·logit(frequency) (see `shift_thresholds`), for which labels with three positives are enough.
+            s·logit(frequency) (see `shift_thresholds`), for which labels with three positives are enough. With class
+            indices: of the likeliest class of logits + s·log(frequency), the highest probability / threshold.
         rates: (C,) shares of samples to say yes to, for `"rate"`: for instance the labels' rates in the training set.
             Default: those of `targets`.
         shrink: positives at which a label's own threshold and the common one weigh the same, ≥ 0; 0: no shrinkage,
@@ -85,13 +86,13 @@ def fit_thresholds(
         frequency: (C,) shares of the training samples with each label, for `"shift"`. Default: those of `targets`.
 
     Returns:
-        `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes.
+        `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes; see `decide`.
 
     Raises:
         ValueError: arrays that do not fit each other or their ranges, no positive at all, unknown how, options out of
             range.
     """
-    probs, targets = _check(probs, targets, how, shrink, folds, repeats)
+    probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
     n_classes = probs.shape[1]
     if rates is not None:
         if how != "rate":
@@ -99,11 +100,16 @@ def fit_thresholds(
         rates = _check_rates(rates, n_classes)
     if frequency is not None and how != "shift":
         raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
-    odds = frequency_odds(targets.mean(0) if frequency is None else frequency, n_classes) if how == "shift" else None
+    if how == "shift":
+        odds = frequency_odds(targets.mean(0) if frequency is None else frequency, n_classes, single_label)
+        fit_shift = _shift_fitter(probs, targets, odds, single_label)
     score = balanced_by_label if how == "balanced" else f1_by_label
     splits, shifts, crossed = [], [], []
     for repeat in range(repeats):
-        fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
+        if single_label:
+            fold = np.repeat(_folds(targets.argmax(1), folds, seed + repeat)[:, None], n_classes, 1)
+        else:
+            fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
         chosen = np.zeros_like(targets)
         for k in range(folds):
             inside = fold != k
@@ -112,20 +118,23 @@ def fit_thresholds(
                 columns = zip(probs.T, inside.T, shares, strict=True)
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
             elif how == "shift":
-                shifts.append(_fit_shift(probs, targets, inside, odds))
-                found = expit(-shifts[-1] * odds)
+                shifts.append(fit_shift(inside))
+                found = thresholds_at(shifts[-1], odds, single_label)
             else:
                 found = _fit_scores(probs, targets, inside, how, shrink)
             splits.append(found)
-            chosen |= decide(probs, found) & ~inside
+            chosen |= decide(probs, found, single_label=single_label) & ~inside
         crossed.append(score(targets, chosen))
-    thresholds = expit(-np.mean(shifts) * odds if shifts else np.mean([_log_odds(t) for t in splits], 0))
+    if how == "shift":
+        thresholds = thresholds_at(float(np.mean(shifts)), odds, single_label)
+    else:
+        thresholds = expit(np.mean([_log_odds(t) for t in splits], 0))
     known = targets.any(0)
     table = {
         "positives": targets.sum(0),
         "threshold": thresholds,
-        "fixed": np.where(known, score(targets, decide(probs)), np.nan),
-        "in_sample": np.where(known, score(targets, decide(probs, thresholds)), np.nan),
+        "fixed": np.where(known, score(targets, decide(probs, single_label=single_label)), np.nan),
+        "in_sample": np.where(known, score(targets, decide(probs, thresholds, single_label=single_label)), np.nan),
         "cross_fitted": np.where(known, np.mean(crossed, 0), np.nan),
     }
     report = pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))
@@ -133,6 +142,16 @@ def fit_thresholds(
     if shifts:
         report.attrs["shift"] = float(np.mean(shifts))
     return FittedThresholds(thresholds, report)
+
+
+def best_shift(probs: ArrayLike, targets: ArrayLike, frequency: ArrayLike) -> float:
+    """Return s of the highest macro-F1 on these very samples; of equally good ones the nearest to 0.
+
+    What `fit_thresholds(how="shift")` does in each split: arguments as there, s from -3 to 3 in steps of 0.05.
+    """
+    probs, targets, single_label = _check(probs, targets, "shift")
+    odds = frequency_odds(frequency, probs.shape[1], single_label)
+    return _shift_fitter(probs, targets, odds, single_label)(np.ones_like(targets))
 
 
 def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
@@ -152,15 +171,30 @@ def _curves(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str
     return [_curve(p[m], y[m], how) if 0 < y[m].sum() < m.sum() else None for p, y, m in columns]
 
 
-def _fit_shift(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, odds: np.ndarray) -> float:
-    """Return the shift of the highest mean F1; of several the one nearest to 0."""
-    curves = zip(_curves(probs, targets, inside, "f1"), odds, strict=True)
-    values = [_at(curve, expit(-_SHIFTS * o)) for curve, o in curves if curve is not None]
-    if not values:
-        return 0.0
-    mean = np.mean(values, 0)
-    best = _SHIFTS[mean >= mean.max() - 1e-12]
-    return float(best[np.abs(best).argmin()])
+def _shift_fitter(
+    probs: np.ndarray, targets: np.ndarray, odds: np.ndarray, single_label: bool
+) -> Callable[[np.ndarray], float]:
+    """Return the function of `inside` that gives the shift of the highest mean F1; of several the one nearest to 0."""
+    classes, true = shifted_classes(probs, odds, _SHIFTS) if single_label else None, targets.argmax(1)
+
+    def values(inside: np.ndarray) -> list[np.ndarray]:
+        if classes is None:
+            curves = zip(_curves(probs, targets, inside, "f1"), odds, strict=True)
+            return [_at(curve, expit(-_SHIFTS * o)) for curve, o in curves if curve is not None]
+        rows = inside[:, 0]
+        return list(np.transpose([_class_f1(chosen[rows], true[rows], len(odds)) for chosen in classes]))
+
+    def fit(inside: np.ndarray) -> float:
+        mean = np.mean(values(inside) or [np.zeros(len(_SHIFTS))], 0)
+        best = _SHIFTS[mean >= mean.max() - 1e-12]
+        return float(best[np.abs(best).argmin()])
+
+    return fit
+
+
+def _class_f1(chosen: np.ndarray, true: np.ndarray, n_classes: int) -> np.ndarray:
+    hits, said, there = (np.bincount(x, minlength=n_classes) for x in (true[chosen == true], chosen, true))
+    return 2 * hits / np.maximum(said + there, 1)
 
 
 def _fit_scores(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str, shrink: float) -> np.ndarray:
@@ -234,13 +268,16 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 
 
 def _check(
-    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
-) -> tuple[np.ndarray, np.ndarray]:
+    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float = 0, folds: int = 2, repeats: int = 1
+) -> tuple[np.ndarray, np.ndarray, bool]:
     check_choice("how", how, get_args(How))
     probs = as_probabilities(probs).astype(float)
     targets, single_label = as_targets(targets, probs.shape)
-    if single_label:
-        raise ValueError("targets are class indices: a single-label task takes the likeliest class, and no thresholds.")
+    if single_label and how != "shift":
+        raise ValueError(
+            f"targets are class indices, and how={how!r}: a single-label task takes the likeliest class, and "
+            'how="shift" fits what is added to its logits.'
+        )
     if not targets.any():
         raise ValueError("targets hold no 1: there is nothing to fit to.")
     if not shrink >= 0:
@@ -250,4 +287,4 @@ def _check(
             f"folds={folds}, repeats={repeats} for {len(probs)} samples: give at least 2 folds, 1 repeat, and 2 "
             "samples per fold."
         )
-    return probs, targets
+    return probs, targets, single_label

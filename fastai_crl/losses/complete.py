@@ -24,7 +24,8 @@ class CompleteLoss(nn.Module):
             it has none, `reduction="none"` gives each item's loss as a batch of its own.
         single_label: targets are (n,) class indices, else (n, C) in [0, 1].
         shift: (C,) added to the logits in the loss, and not in predictions.
-        thresh: multi-label: a probability above it is a yes; a number or (C,).
+        thresh: multi-label: a probability above it is a yes; a number or (C,). Single-label: with (C,) the decision is
+            the class of the highest probability / thresh; a number plays no part.
     """
 
     shift: Tensor | None
@@ -39,8 +40,7 @@ class CompleteLoss(nn.Module):
         super().__init__()
         self.func: Any = func
         self.single_label = single_label
-        if not single_label:
-            self.thresh = thresh
+        self.thresh = thresh
         self.y_int = single_label  # what tells fastai's MixUp that targets cannot be blended
         self.by_item = False
         self.register_buffer("shift", shift)
@@ -73,8 +73,12 @@ class CompleteLoss(nn.Module):
         return activation_of(self.func, self.single_label)(x)
 
     def decodes(self, x: Tensor) -> Tensor:
-        """Decisions from probabilities: the likeliest class, or the labels above `thresh`."""
-        return x.argmax(-1) if self.single_label else x > self.thresh
+        """Decisions from probabilities: the labels above `thresh`, or the class; see `thresh`."""
+        if not self.single_label:
+            return x > self.thresh
+        if isinstance(self.thresh, Tensor):
+            x = x / self.thresh.clamp(torch.finfo(self.thresh.dtype).tiny)
+        return x.argmax(-1)
 
 
 def complete(loss_func: Any, single_label: bool) -> Any:

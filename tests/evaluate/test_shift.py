@@ -3,18 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from fastai.learner import Learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.learner import Learner, load_learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from scipy.special import expit, logit, softmax
 from scipy.stats import norm
 from sklearn.metrics import f1_score
 from torch import nn
 
-from fastai_crl.evaluate.decisions import thresholds_of
+from fastai_crl.evaluate.decisions import decide, thresholds_of
+from fastai_crl.evaluate.interpret import CRLInterpretation
+from fastai_crl.evaluate.metrics import MacroF1
 from fastai_crl.evaluate.shift import frequency_odds, shift_thresholds, training_probabilities
-from fastai_crl.evaluate.thresholds import fit_thresholds
+from fastai_crl.evaluate.thresholds import best_shift, fit_thresholds
 from fastai_crl.labels import label_counts
 from fastai_crl.learner import CRLLearner
+from fastai_crl.losses.baselines import make_loss
+from fastai_crl.losses.complete import CompleteLoss
+from fastai_crl.losses.crl_loss import CRLLoss
 
 FREQUENCY = np.array([0.5, 0.2, 0.05, 0.01])
 
@@ -93,8 +98,85 @@ def test_frequencies():
     probs, targets = sample(100)
     with pytest.raises(ValueError, match='frequency is what how="shift" goes by'):
         fit_thresholds(probs, targets, frequency=FREQUENCY)
-    with pytest.raises(ValueError, match="single-label task takes the likeliest class"):
-        fit_thresholds(probs, targets.argmax(1), "shift")
+
+
+def single_label_sample(n=2000, seed=0, known=0.0):
+    """Calibrated posteriors of Gaussians around the corners, logits moved by -known·log(frequency); class indices."""
+    rng, frequency = np.random.default_rng(seed), np.array([0.6, 0.3, 0.08, 0.02])
+    targets = rng.choice(4, n, p=frequency)
+    x = rng.normal(size=(n, 4)) + 2 * np.eye(4)[targets]
+    return softmax(2 * x + (1 - known) * np.log(frequency), 1), targets, frequency
+
+
+def test_single_label_thresholds_are_shifted_logits():
+    probs, _, frequency = single_label_sample()
+    for shift in (-1.5, -0.4, 0, 0.7):
+        thresholds = shift_thresholds(shift, frequency, single_label=True)
+        expected = (np.log(probs) + shift * np.log(frequency)).argmax(1)
+        assert decide(probs, thresholds, single_label=True).argmax(1).tolist() == expected.tolist()
+        assert thresholds.max() == 1 and CompleteLoss(None, True, thresh=torch.tensor(thresholds)).decodes(
+            torch.tensor(probs)
+        ).tolist() == list(expected)
+    assert decide(probs, 0.9, single_label=True).argmax(1).tolist() == probs.argmax(1).tolist()
+    zeros = decide(np.array([[0, 1.0], [0.1, 0.9]]), [0, 1], single_label=True)
+    assert zeros.argmax(1).tolist() == [1, 0]
+
+
+def test_the_best_single_label_shift():
+    grid = np.linspace(-3, 3, 121)
+    probs, targets, frequency = single_label_sample()
+    decided = [(np.log(probs) + s * np.log(frequency)).argmax(1) for s in grid]
+    scores = [f1_score(targets, d, average="macro") for d in decided]
+    best = best_shift(probs, targets, frequency)
+    assert scores[np.abs(grid - best).argmin()] == pytest.approx(max(scores)) and best != 0
+    fitted = fit_thresholds(probs, targets, "shift", frequency=frequency, names=list("abcd"))
+    assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, frequency, True))
+    chosen = decide(probs, fitted.thresholds, single_label=True).argmax(1)
+    assert fitted.report.in_sample.tolist() == pytest.approx(f1_score(targets, chosen, average=None).tolist())
+    assert fitted.report.fixed.mean() == pytest.approx(f1_score(targets, probs.argmax(1), average="macro"))
+    assert fitted.report.fixed.mean() < fitted.report.cross_fitted.mean() <= fitted.report.in_sample.mean()
+    moved = single_label_sample(known=0.6)
+    assert best_shift(*moved) == pytest.approx(best + 0.6, abs=0.06)
+
+
+def test_a_class_without_positives():
+    probs, targets, frequency = single_label_sample(300)
+    targets[targets == 3] = 2
+    fitted = fit_thresholds(probs, targets, "shift", frequency=frequency, folds=2)
+    assert np.isfinite(fitted.thresholds).all() and np.isnan(fitted.report.in_sample[3])
+    with pytest.raises(ValueError, match=r'how=.rate.: a single-label task takes the likeliest class.*how="shift"'):
+        fit_thresholds(probs, targets, "rate")
+
+
+@pytest.mark.parametrize("loss", ["plain", "fastai", "crl", "adjusted"])
+def test_single_label_in_a_learner(single_label_dls, tmp_path, loss):
+    """Predict, get_preds, metric, report, an export: all decide by the fitted shift."""
+    made = {
+        "plain": nn.CrossEntropyLoss,
+        "fastai": LabelSmoothingCrossEntropyFlat,
+        "crl": lambda: CRLLoss(CrossEntropyLossFlat(), alpha=0.3),
+        "adjusted": lambda: make_loss("logit_adjusted", single_label=True, dls=single_label_dls),
+    }[loss]()
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4 * 16, single_label_dls.c))
+    nn.init.normal_(model[-1].weight, std=4)
+    learn = CRLLearner(single_label_dls, model, loss_func=made, metrics=MacroF1(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        before = float(learn.validate()[0])
+        fitted = learn.fit_thresholds(how="shift", folds=2)
+        learn.thresholds = shift_thresholds(-2, [0.98, 0.02], single_label=True)
+        assert float(learn.validate()[0]) == pytest.approx(before)  # what is trained stays
+        value = learn.validate()[1]
+        probs, targets, decoded = learn.get_preds(with_decoded=True)
+        chosen = decide(probs, learn.thresholds, single_label=True).argmax(1)
+        assert fitted.shift is not None and decoded.tolist() == chosen.tolist() != probs.argmax(1).tolist()
+        assert value == pytest.approx(f1_score(targets, chosen, average="macro"))
+        interp = CRLInterpretation.from_learner(learn)
+        assert interp.chosen.argmax(1).tolist() == chosen.tolist() and value == pytest.approx(interp.report().F1.mean())
+        learn.fit(1)
+        learn.export("x.pkl")
+        again, item = load_learner(tmp_path / "x.pkl"), single_label_dls.valid_ds.items[1]
+        assert again.thresholds.tolist() == learn.thresholds.tolist()
+        assert again.predict(item)[1] == learn.predict(item)[1]
 
 
 # ---------------------------------------------------------------- the way back

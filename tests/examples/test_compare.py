@@ -275,7 +275,7 @@ def test_columns_are_what_plain_computation_gives(single_label):
     assert values["f1"] == pytest.approx(plain_f1(decided(logits), true))
     on_valid = [
         (plain_f1(decided(found["valid"].logits + s * common), has["valid"] > 0.5), -abs(s), s)
-        for s in np.linspace(-2, 2, 81)
+        for s in np.linspace(-3, 3, 121)
     ]
     best, _, shift = max((round(f1, 9), a, s) for f1, a, s in on_valid)
     assert values["shift"] == pytest.approx(shift) and values["valid_f1_shift"] == pytest.approx(best)
