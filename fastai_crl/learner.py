@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -118,9 +119,11 @@ def crl_learner(
     Args:
         dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
         arch: torchvision or fastai architecture, or the name of a timm model.
-        loss_func: L_base. Default: binary cross entropy for multi-label, cross entropy for single-label. The name of a
-            loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see
-            `CompleteLoss`. A `CRLLoss` is taken apart: its base loss is used, its alpha and options go to the callback.
+        loss_func: L_base. Default: binary cross entropy for multi-label; for single-label cross entropy of logits +
+            log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of balanced classes, see
+            `training_probabilities`. The name of a loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A loss
+            of torch or timm is completed, see `CompleteLoss`. A `CRLLoss` is taken apart: its base loss is used, its
+            alpha and options go to the callback.
         alpha: see `CRLCallback`.
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
@@ -163,7 +166,7 @@ def crl_learner(
             options["shift"] = loss_func.shift
         loss_func = loss_func.base_loss
     if loss_func is None:
-        loss_func = default_base_loss(single_label)
+        loss_func = _default_loss(dls, single_label, get_c(dls) or kwargs.get("n_out"))
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
     loss_func = complete(loss_func, single_label)
@@ -196,6 +199,22 @@ def crl_learner(
     learn = rebuild(plain, CRLLearner, [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)])
     learn.default_epochs = n_epoch
     return learn.to_fp16() if mixed_precision else learn
+
+
+def _default_loss(dls: DataLoaders, single_label: bool, n_classes: int | None) -> Callable[..., Tensor]:
+    """Cross entropy; single-label, logit-adjusted, if the classes can be counted without opening images."""
+    if not single_label:
+        return default_base_loss(single_label)
+    counts = label_counts(dls.train, n_classes)
+    if counts is None:
+        warnings.warn(
+            "The classes of dls cannot be counted without opening images, so that crl_learner trains with plain cross "
+            'entropy, which learns rare classes less well. Pass loss_func=make_loss("logit_adjusted", counts), or '
+            'loss_func="ce" to go without.',
+            stacklevel=3,
+        )
+        return default_base_loss(single_label)
+    return make_loss("logit_adjusted", counts, single_label=True)
 
 
 def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:

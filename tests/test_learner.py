@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.vision.models.xresnet import xresnet18
@@ -11,6 +12,7 @@ from torchvision.models import resnet18
 from fastai_crl import learner as learner_module
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.labels import label_counts
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.crl_loss import CRLLoss
 
@@ -71,9 +73,27 @@ def test_what_ranking_does_not_serve_needs_a_criterion(hpa_dls, options):
 
 def test_single_label_defaults(single_label_dls):
     learn = crl_learner(single_label_dls, xresnet18)
-    assert isinstance(learn.loss_func, CrossEntropyLossFlat)
+    share = label_counts(single_label_dls).clamp(1) / len(single_label_dls.train_ds)
+    torch.testing.assert_close(learn.loss_func.shift.cpu(), share.log())
     learn.fit_one_cycle(1)
+    torch.testing.assert_close(learn.crl.term.shift.cpu(), share.log())  # CRL sees what its base sees
     assert learn.recorder.metric_names[3:6] == ["accuracy", "balanced_accuracy_score", "f1_score"]
+
+
+def test_classes_that_cannot_be_counted(tmp_path):
+    class Opened(torch.utils.data.Dataset):
+        """Labels that only reading an item tells."""
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return torch.rand(4, 32, 32), torch.tensor(i % 3)
+
+    loaders = [torch.utils.data.DataLoader(Opened(), 4) for _ in range(2)]
+    with pytest.warns(UserWarning, match=r"cannot be counted without opening .*=make_loss\("):
+        learn = crl_learner(DataLoaders(*loaders), xresnet18, n_out=3, path=tmp_path)
+    assert isinstance(learn.loss_func, CrossEntropyLossFlat)
 
 
 def test_three_channels(hpa):
