@@ -17,7 +17,10 @@ from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastai_crl._checks import as_plain_tensor
+
 __all__ = [
+    "CaughtEmbedding",
     "activation_of",
     "add_columns",
     "blended_targets",
@@ -26,6 +29,7 @@ __all__ = [
     "inner_loader",
     "is_lr_search",
     "is_single_label",
+    "logits_and_targets",
     "rebuild",
     "record_schedule",
     "unguard_fit",
@@ -149,6 +153,66 @@ def blended_targets(learn: Any) -> tuple[Tensor, Tensor] | None:
         if isinstance(mix, MixHandler) and getattr(mix, "stack_y", False) and hasattr(mix, "yb1"):
             return mix.yb1[0], mix.lam
     return None
+
+
+def logits_and_targets(learn: Any) -> tuple[Tensor, Tensor]:
+    """Return a learner's batch: its logits, (n, C) or (n,), and targets.
+
+    Class indices of images that MixUp or CutMix blended come as fractions, (n, C).
+
+    Raises:
+        ValueError: other outputs or targets than one tensor of each.
+    """
+    pred, yb = learn.pred, learn.yb
+    if not isinstance(pred, Tensor) or pred.ndim not in (1, 2):
+        shape = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
+        raise ValueError(
+            f"The model's output is {shape}: CRLCallback needs one tensor of logits, (n, C). Of several outputs "
+            "pick them in a callback of yours, in after_pred: self.learn.pred = self.learn.pred[0]."
+        )
+    if len(yb) != 1 or not isinstance(yb[0], Tensor):
+        kinds = ", ".join(type(y).__name__ for y in yb) or "none"
+        raise ValueError(
+            f"The batch has targets {kinds}: CRLCallback needs exactly one tensor, (n, C) or (n,) class indices. "
+            "Let the data set give (inputs, targets), or set dls.n_inp to the number of inputs."
+        )
+    logits, y, blended = as_plain_tensor(pred), as_plain_tensor(yb[0]), blended_targets(learn)
+    if blended is None:
+        return logits, y
+    other, share = (as_plain_tensor(t).to(y.device) for t in blended)
+    share = share.reshape(-1, 1)
+    return logits, torch.lerp(*(F.one_hot(t.long(), pred.shape[1]).to(share.dtype) for t in (other, y)), share)
+
+
+class CaughtEmbedding:
+    """The embedding of a training batch, caught on its way through a model.
+
+    An object of its own: compiled models trace its methods, and a `Callback` is too much for that.
+    """
+
+    def __init__(self) -> None:
+        self.features: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, None]:  # a copy of the model made in training has no graph
+        return {"features": None}
+
+    def hook(self, model: nn.Module, module: nn.Module | None) -> Any:
+        """Catch the output of `module`, or the input of the model's last `nn.Linear`; return the hook's handle."""
+        if module is not None:
+            return module.register_forward_hook(self._output)
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise ValueError(
+                f"{type(model).__name__} has no nn.Linear whose input could be the embedding: pass "
+                "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
+            )
+        return linear[-1].register_forward_pre_hook(self._input)
+
+    def _output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.features = as_plain_tensor(output).flatten(1) if module.training else None
+
+    def _input(self, module: nn.Module, args: tuple) -> None:
+        self._output(module, args, args[0])
 
 
 def rebuild(learn: Any, kind: type[Learner], cbs: Any) -> Any:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from fastai_crl._checks import as_plain_tensor, check_targets, one_column
 from fastai_crl._fastai import (
+    CaughtEmbedding,
     add_columns,
-    blended_targets,
     drop_columns,
     guard_fit,
     is_lr_search,
+    logits_and_targets,
     record_schedule,
     unguard_fit,
 )
@@ -28,8 +29,7 @@ from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, is_class_index, split_shift
-from fastai_crl.losses.imbalance import mix, omega
-from fastai_crl.mining.profile import split_targets
+from fastai_crl.losses.imbalance import SeenLabels, mix, omega
 
 __all__ = ["CRLCallback", "Schedule", "ramp"]
 
@@ -39,22 +39,6 @@ Schedule = Callable[[float], float] | Sequence[float]
 def ramp(pct: float, over: float = 0.25) -> float:
     """Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."""
     return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
-
-
-class _Caught:
-    """Holds the embedding of the batch. Compiled models trace its methods, and a `Callback` is too much for that."""
-
-    def __init__(self) -> None:
-        self.features: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, None]:  # a copy of the model made in training has no graph
-        return {"features": None}
-
-    def output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.features = as_plain_tensor(output).flatten(1) if module.training else None
-
-    def input(self, module: nn.Module, args: tuple) -> None:
-        self.output(module, args, args[0])
 
 
 @dataclass
@@ -69,10 +53,9 @@ class _Fit:
     shifted: bool = False  # the term has the base loss's shift, where it is to have it
     alphas: list[float | Tensor] = field(default_factory=list)
     totals: tuple[Tensor, ...] | None = None  # of the epoch: triplets by label, sum of terms, batches with a triplet
-    counted: Any = None  # the data set whose Ω follows
+    counted: Any = ...  # the data set whose Ω follows, if it tells
     omega: Tensor | None = None
-    seen: Tensor | None = None  # positives by label of the batches so far, and their items, where it does not tell
-    n_seen: int = 0
+    seen: SeenLabels = field(default_factory=SeenLabels)
 
 
 class CRLCallback(Callback):
@@ -139,7 +122,7 @@ class CRLCallback(Callback):
         self.shift = rule if self.term.shift is None else None
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
         self.n_fits, self.alphas = 0, []
-        self.caught = _Caught()
+        self.caught = CaughtEmbedding()
         self._now: _Fit | None = None
 
     def __getstate__(self) -> dict:
@@ -195,7 +178,8 @@ class CRLCallback(Callback):
         values = {"alpha": self._alpha, "loss": self._loss, "triplets": self._triplets, "labels": self._labels}
         now.recorder = add_columns(self.learn, {f"crl_{name}": value for name, value in values.items()})
         if self.term.level == "instance" and self.alpha != 0:
-            now.hook = self._hook()  # before validation too: a compiled model keeps the hooks of its first call
+            # Before validation too: a compiled model keeps the hooks of its first call.
+            now.hook = self.caught.hook(self.learn.model, self.embedding)
 
     def before_train(self) -> None:
         if self._now is None:  # taken out and put back within a fit
@@ -246,7 +230,7 @@ class CRLCallback(Callback):
         if share == 0 or self.alpha == 0:
             now.alphas.append(0.0)
             return
-        logits, targets = one_column(self._logits(), self._targets())
+        logits, targets = one_column(*logits_and_targets(self.learn))
         if self.term.level == "instance" and features is None:
             raise ValueError(
                 "No embedding came by: the module it is taken from did not run in this batch, or the model was "
@@ -280,63 +264,20 @@ class CRLCallback(Callback):
             return float(schedule(pct))
         return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))
 
-    def _logits(self) -> Tensor:
-        pred = self.learn.pred
-        if not isinstance(pred, Tensor) or pred.ndim not in (1, 2):
-            shape = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
-            raise ValueError(
-                f"The model's output is {shape}: CRLCallback needs one tensor of logits, (n, C). Of several outputs "
-                "pick them in a callback of yours, in after_pred: self.learn.pred = self.learn.pred[0]."
-            )
-        return as_plain_tensor(pred)
-
-    def _targets(self) -> Tensor:
-        """The batch's targets; those of images that MixUp or CutMix blended for a class-index loss as fractions."""
-        if len(self.learn.yb) != 1 or not isinstance(self.learn.yb[0], Tensor):
-            kinds = ", ".join(type(y).__name__ for y in self.learn.yb) or "none"
-            raise ValueError(
-                f"The batch has targets {kinds}: CRLCallback needs exactly one tensor, (n, C) or (n,) class indices. "
-                "Let the data set give (inputs, targets), or set dls.n_inp to the number of inputs."
-            )
-        y, blended = as_plain_tensor(self.learn.yb[0]), blended_targets(self.learn)
-        if blended is None:
-            return y
-        other, share = (as_plain_tensor(t).to(y.device) for t in blended)
-        share = share.reshape(-1, 1)
-        one_hot = [nn.functional.one_hot(t.long(), self.learn.pred.shape[1]).to(share.dtype) for t in (other, y)]
-        return torch.lerp(*one_hot, share)
-
     def _auto(self, now: _Fit, logits: Tensor, targets: Tensor) -> Tensor:
         """Ω of the training set's labels, or of those seen so far where the data set does not tell."""
-        n_classes, data = logits.shape[1], getattr(self.learn.dls.train, "dataset", None)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        if now.counted is not data or (now.omega is None and now.seen is None):
-            labels = read_labels(self.learn.dls.train, n_classes)
+        data = getattr(self.learn.dls.train, "dataset", None)
+        if now.counted is not data:
+            labels = read_labels(self.learn.dls.train, logits.shape[1])
             now.counted, now.omega = data, None
             if labels is not None and labels.nnz:
                 now.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
-        if now.omega is not None:
-            return now.omega
-        h = split_targets(targets, n_classes)[0].sum(0)
-        now.seen, now.n_seen = h if now.seen is None else now.seen + h, now.n_seen + len(targets)
-        return omega(now.seen.to(dtype), now.n_seen)
+        return now.seen.add(logits, targets) if now.omega is None else now.omega
 
     def _count(self, now: _Fit, rectified: Rectified) -> None:
         found = (rectified.counts.sum() > 0).float()
         new = (rectified.counts, rectified.loss.detach() * found, found)
         now.totals = new if now.totals is None else tuple(a + b for a, b in zip(now.totals, new, strict=True))
-
-    def _hook(self) -> Any:
-        """Catch the embedding of each batch on its way through the model; return the hook's handle."""
-        if self.embedding is not None:
-            return self.embedding.register_forward_hook(self.caught.output)
-        linear = [m for m in self.learn.model.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                f"{type(self.learn.model).__name__} has no nn.Linear whose input could be the embedding: pass "
-                "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
-            )
-        return linear[-1].register_forward_pre_hook(self.caught.input)
 
     # ---- what happened ----
     def _alpha(self) -> float:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
 from fastai_crl._checks import as_plain_tensor, check_choice, one_column
-from fastai_crl.mining.profile import split_targets
 
 from .complete import complete
 from .crl import CRL
-from .imbalance import imbalance, mix, omega
+from .imbalance import SeenLabels, imbalance, mix
 
 __all__ = ["CRLLoss", "Shift", "base_shift", "check_alpha", "default_base_loss", "is_class_index", "split_shift"]
 
@@ -73,8 +71,7 @@ class CRLLoss(nn.Module):
         self.single_label = single_label
         if single_label is not None:
             self._complete(single_label)
-        self.seen: Tensor | None = None  # positives of each label so far, and items
-        self.n_seen = 0
+        self.seen = SeenLabels()
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         if self.single_label is None:
@@ -83,8 +80,10 @@ class CRLLoss(nn.Module):
         if not self.training or self.reduction == "none":
             return base
         rectified = self.crl.loss_and_counts(logits, targets, features, skip_non_finite=True)
-        alpha = self._count(logits, targets) if isinstance(self.alpha, str) else self.alpha
-        return mix(base, rectified, alpha)
+        if not isinstance(self.alpha, str):
+            return mix(base, rectified, self.alpha)
+        logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
+        return mix(base, rectified, self.seen.add(logits, targets))
 
     def _complete(self, single_label: bool) -> None:
         """Make the base loss one with a reduction and an activation, now that the kind of task is known."""
@@ -96,14 +95,6 @@ class CRLLoss(nn.Module):
             self.base_loss.reduction = self._reduction
         if self.shift is not None:
             self.crl.shift = base_shift(self.shift, self.base_loss, single_label)
-
-    @torch.no_grad()
-    def _count(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """α from the labels of all batches so far, on their device."""
-        logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        h = split_targets(targets, logits.shape[1])[0].sum(0)
-        self.seen, self.n_seen = h if self.seen is None else self.seen.to(h.device) + h, self.n_seen + len(targets)
-        return omega(self.seen.to(torch.promote_types(logits.dtype, torch.float32)), self.n_seen)
 
     def _known(self) -> Any:
         """The base loss, once it is known what it predicts: class indices or a value per label."""

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastai_crl.mining.profile import membership
+
 from .crl import Rectified
 
-__all__ = ["imbalance", "mix", "omega"]
+__all__ = ["SeenLabels", "imbalance", "mix", "omega"]
 
 
 def imbalance(counts: Sequence[float] | Tensor) -> float:
@@ -54,6 +56,21 @@ def omega(counts: Tensor, n: int | Tensor) -> Tensor:
 def _move(h: Tensor) -> Tensor:
     total = h.sum()
     return torch.where(total > 0, (h / torch.where(total > 0, total, 1) - 1 / len(h)).abs().sum() / 2, 0)
+
+
+class SeenLabels:
+    """Labels of all batches so far: Ω where nothing tells those of the training set."""
+
+    def __init__(self) -> None:
+        self.counts: Tensor | None = None  # (C,) positives of each label
+        self.n = 0  # items
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Count a batch of (n, C) logits; return Ω of all batches, a scalar on its device, in float32 or more."""
+        h = (membership(targets, logits.shape[1]) == 1).sum(0)
+        self.counts, self.n = h if self.counts is None else self.counts.to(h.device) + h, self.n + len(targets)
+        return omega(self.counts.to(torch.promote_types(logits.dtype, torch.float32)), self.n)
 
 
 def mix(base: Tensor, rectified: Rectified, alpha: float | Tensor) -> Tensor:
