@@ -21,6 +21,7 @@ __all__ = [
     "check_per_label",
     "check_size",
     "check_targets",
+    "features_of",
     "finite",
     "one_column",
     "whole_number",
@@ -199,6 +200,15 @@ def check_batch(
         check_on_device(finite(scores, bound), rule)
     if features is not None:
         check_on_device(finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
+
+
+def features_of(level: str, features: Tensor | None) -> Tensor | None:
+    """Return the features that `level` compares, none at class level; ValueError where they are missing."""
+    if level == "class":
+        return None
+    if features is None:
+        raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
+    return as_plain_tensor(features)
 
 
 def check_features(scores: Tensor, features: Tensor | None) -> None:

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
@@ -217,35 +216,10 @@ class CRLInterpretation:
         return frame.sort_values("train", kind="stable")
 
     # ---- pictures ----
-    def plot_distribution(self, rho: float = 0.5, ax: Axes | None = None) -> Axes:
-        """Bars of `distribution` on a logarithmic axis, minority labels in orange, and the boundary."""
-        return plots.plot_distribution(self, rho, ax)
-
-    def plot_hardest(
-        self, label: str | int, n: int = 5, epochs: Sequence[ArrayLike] | None = None, **kwargs: Any
-    ) -> np.ndarray:
-        """Pictures of the hardest positives (upper row) and negatives of a label, with their probabilities.
-
-        `kwargs` go to the image's `show`. Returns the axes, (2, n). Raises ValueError without a `dl`.
-        """
-        return plots.plot_hardest(self, label, n, epochs, **kwargs)
-
-    def plot_precision_recall(self, labels: Sequence[str | int] | None = None, ax: Axes | None = None) -> Axes:
-        """Precision against recall of some labels (default: all that occur), a dot where the decisions are."""
-        return plots.plot_precision_recall(self, labels, ax)
-
-    def plot_thresholds(self, labels: Sequence[str | int] | None = None, ax: Axes | None = None) -> Axes:
-        """F1 against the threshold, of some labels (default: all that occur), a dot where the threshold is."""
-        return plots.plot_thresholds(self, labels, ax)
-
-    def plot_confusion(self, ax: Axes | None = None) -> Axes:
-        """`confusion` as shares of the images with the row's label."""
-        return plots.plot_confusion(self, ax)
-
-    def plot_cooccurrence(self, ax: Axes | None = None) -> Axes:
-        """`cooccurrence` as shares of the images with the row's label."""
-        return plots.plot_cooccurrence(self, ax)
-
-    def plot_gain(self, baseline: CRLInterpretation, by: Literal["AP", "F1"] = "AP", ax: Axes | None = None) -> Axes:
-        """Bars of the gain in AP or F1, from rare to common labels, with their counts in training."""
-        return plots.plot_gain(self, baseline, by, ax)
+    plot_distribution = plots.plot_distribution
+    plot_hardest = plots.plot_hardest
+    plot_precision_recall = plots.plot_precision_recall
+    plot_thresholds = plots.plot_thresholds
+    plot_confusion = plots.plot_confusion
+    plot_cooccurrence = plots.plot_cooccurrence
+    plot_gain = plots.plot_gain

@@ -1,4 +1,4 @@
-"""The plots of a `CRLInterpretation`: each function draws one of its tables, and returns the matplotlib axes."""
+"""The plots of a `CRLInterpretation`, its methods: each draws one of its tables, and returns the matplotlib axes."""
 
 from __future__ import annotations
 

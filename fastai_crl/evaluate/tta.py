@@ -12,7 +12,7 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from fastai_crl._fastai import activation_of, is_single_label
-from fastai_crl.augment.presets import d4
+from fastai_crl.augment import d4
 
 from .predictions import in_order, loader_of
 

@@ -2,6 +2,7 @@
 
 from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
 from .complete import CompleteLoss
+from .criteria import Criterion
 from .crl import CRL
 from .crl_loss import CRLLoss
 from .imbalance import imbalance
@@ -12,6 +13,7 @@ __all__ = [
     "SINGLE_LABEL_LOSSES",
     "CRLLoss",
     "CompleteLoss",
+    "Criterion",
     "imbalance",
     "make_loss",
     "register_loss",

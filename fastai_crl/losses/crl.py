@@ -20,17 +20,19 @@ from fastai_crl._checks import (
     check_features,
     check_per_label,
     check_targets,
+    features_of,
     finite,
     one_column,
     whole_number,
 )
-from fastai_crl.losses.criteria import CRITERIA, Average, Criterion, Pairs, ScoreSpace, make_criterion
-from fastai_crl.losses.hinge import Engine, HingeOptions, check_engine, hinge_sum
 from fastai_crl.mining.hard_samples import HardSamples, pairwise_distance, take
 from fastai_crl.mining.memory import PositiveMemory
 from fastai_crl.mining.profile import Level, Profile, Scope, membership
 
-__all__ = ["CRITERIA", "CRL", "Average", "Criterion", "Rectified", "ScoreSpace"]
+from .criteria import CRITERIA, Average, Criterion, Pairs, ScoreSpace, make_criterion
+from .hinge import Engine, HingeOptions, check_engine, hinge_sum
+
+__all__ = ["CRL", "Rectified"]
 
 # Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
 _SLICE = 2**22
@@ -52,8 +54,7 @@ class CRL(nn.Module):
     - `criterion="relative"` (eq. 9): mean over all triplets of max(0, m + d(a,+) - d(a,-));
     - `criterion="absolute"` (eq. 13): ½·(mean d(a,+)² + mean max(m - d(a,-), 0)²) over the pairs;
     - `criterion="distribution"` (eqs. 14-16): Σ_t h⁺_t Σ_{k≤t} h⁻_k of the pairs' soft histograms;
-    - `criterion="ranking"` (class level; not in the paper): mean over all pairs of max(0, m - d(a,-)). Without d(a,+)
-      nothing draws a label's confident positives towards its worst, and a lone positive is an anchor too.
+    - `criterion="ranking"` (class level; not in the paper): mean over all pairs of max(0, m - d(a,-)), see `Ranking`.
 
     The distances: at class level d(a,+) = |p_a - p_+| and d(a,-) = p_a - p_-, *signed*, on the anchor label's scores
     (eq. 10); at instance level ‖f_a - f_*‖₂ on the features (eq. 11).
@@ -151,12 +152,8 @@ class CRL(nn.Module):
                 f"{' and '.join(map(repr, criterion.levels))}{'' if criterion.uses_memory else ' and memory=0'}. Give "
                 'another criterion, such as "relative".'
             )
+        self._by_hinge = criterion.hinge and self.level == "class"
         check_engine(self.engine, self._by_hinge)
-
-    @property
-    def _by_hinge(self) -> bool:
-        """Whether the hinge engines serve it."""
-        return self.criterion.hinge and self.level == "class"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -165,9 +162,9 @@ class CRL(nn.Module):
         return {name: getattr(self, name) for name in (*names, "average", "shift", "engine")}
 
     def extra_repr(self) -> str:
+        hidden = ("max_age", "frequency", "shift", "engine")
         shown = {**self.options, "criterion": self.criterion.name}
-        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory", "average")
-        return ", ".join(f"{name}={shown[name]!r}" for name in names)
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if name not in hidden)
 
     def reset(self) -> None:
         """Forget past batches."""
@@ -202,12 +199,8 @@ class CRL(nn.Module):
 
         `skip_non_finite`: a batch with logits or features that are NaN or infinite is no error; it has no triplets.
         """
-        if self.level == "class":
-            features = None
-        elif features is None:
-            raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
+        features = features_of(self.level, features)
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        features = None if features is None else as_plain_tensor(features)
         bound, usable = 1e20 if self.score_space == "logit" else None, None
         if skip_non_finite:
             check_targets(logits, targets, "logits")
@@ -294,10 +287,10 @@ class CRL(nn.Module):
         lone_positive = self.criterion.lone_positive
         with torch.no_grad():
             profile = Profile.of(y, self.rho, self.scope, frequency, valid, lone_positive)
-            counts = profile.pairs(self.k) if lone_positive else profile.triplets(self.k)
+            counts = profile.triplets(self.k)
             share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
             counts = profile.by_label(counts, y.shape[1])
-            past = past if past is None or profile.label is None else past.index_select(0, profile.label)
+            past = None if past is None else profile.of_labels(past)
         if distance is None or features is None:
             scores = profile.scores(scores)
             past = None if past is None else past.to(scores.dtype)

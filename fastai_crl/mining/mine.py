@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch
+from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, features_of
 
 from .hard_samples import HardSamples, pairwise_distance
 from .profile import Level, Profile, Scope, membership, minority, sides
@@ -138,10 +138,7 @@ def mine(
             rho outside (0, 1], unknown scope or level, features missing at instance level.
     """
     check_arguments(k, rho, scope, level)
-    if level == "class":
-        features = None
-    elif features is None:
-        raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
+    features = features_of(level, features)
     k, scores, targets = int(k), as_plain_tensor(scores), as_plain_tensor(targets)
     check_batch(scores, targets, features, bound=1e20)
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
@@ -156,7 +153,7 @@ def mine(
             hard = HardSamples.by_score(profile, profile.scores(scores), k)
             near, far = (hard.each(places) // len(profile.n_minority) for places in (hard.near, hard.far))
         else:
-            hard = HardSamples.by_distance(profile, pairwise_distance(as_plain_tensor(features)), k)
+            hard = HardSamples.by_distance(profile, pairwise_distance(features), k)
             near, far = hard.near % n, hard.far % n
         positive_mask = hard.near_bar == 0
         return Mined(

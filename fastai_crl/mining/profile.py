@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "Profile", "Scope", "limit", "membership", "minority", "sides", "split_targets"]
+__all__ = ["Level", "Profile", "Scope", "limit", "membership", "minority", "sides"]
 
 Scope = Literal["joint", "attribute"]
 Level = Literal["class", "instance"]
@@ -36,12 +36,6 @@ def membership(targets: Tensor, n_classes: int, dtype: torch.dtype = torch.float
     if targets.dtype.is_floating_point and targets.dtype != dtype:
         targets = (targets.floor() + targets.ceil()) / 2  # any fraction is ½: conversion could round one to 0 or 1
     return targets.to(dtype)
-
-
-def split_targets(targets: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Who is a positive and who is a negative of each label: two (n, C) bool tensors, see `membership`."""
-    y = membership(targets, n_classes)
-    return y == 1, y == 0
 
 
 def limit(rho: float, n: int) -> int:
@@ -94,7 +88,8 @@ class Profile:
     n_majority: Tensor  # (M,) long: samples of the other side
     most: int  # the most minority samples that one label can have
     total: int  # the most that all labels can have together: the number of anchors
-    remembered: Tensor | None = None  # (M, R) bool: entries of a memory that are minority samples too
+    remembered: Tensor | None  # (M, R) bool: entries of a memory that are minority samples too
+    lone_positive: bool  # anchors are compared with negatives alone: a class needs one sample only
 
     @classmethod
     def of(
@@ -106,10 +101,7 @@ class Profile:
         remembered: Tensor | None = None,
         lone_positive: bool = False,
     ) -> Profile:
-        """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold.
-
-        `lone_positive`: a class needs one sample only, as its anchors are compared with negatives alone.
-        """
+        """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold."""
         (n, n_classes), bound = y.shape, limit(rho, y.shape[0])
         minority_side, excluded, flipped = sides(y, scope)
         h, label = minority_side.sum(0), None
@@ -127,9 +119,11 @@ class Profile:
         used = (small & (n_majority > 0)).to(y.dtype)
         total = most if scope == "joint" else n_classes * most
         n_minority, n_majority = (h * used).long(), n_majority.long()
-        return cls(label, flipped, minority_side * used, excluded, n_minority, n_majority, most, total, remembered)
+        samples = minority_side * used, excluded, n_minority, n_majority
+        return cls(label, flipped, *samples, most, total, remembered, lone_positive)
 
     def labels(self) -> Tensor:
+        """The labels to mine, (M,) long."""
         return torch.arange(len(self.n_minority), device=self.n_minority.device) if self.label is None else self.label
 
     def scores(self, scores: Tensor) -> Tensor:
@@ -141,13 +135,14 @@ class Profile:
         """Positives that an anchor of each label is compared with, (M,) long; -1 or more where it has none."""
         return self.n_minority - 1 if self.remembered is None else self.n_minority - 1 + self.remembered.sum(1)
 
-    def pairs(self, k: int) -> Tensor:
-        """Pairs of an anchor and a hard negative of each label, (M,) long."""
-        return self.n_minority * self.n_majority.clamp_max(k)
-
     def triplets(self, k: int) -> Tensor:
-        """Triplets of each label, (M,) long."""
-        return self.pairs(k) * self.partners().clamp(0, k)
+        """Triplets of each label, (M,) long; pairs of an anchor and a hard negative where no positive is needed."""
+        pairs = self.n_minority * self.n_majority.clamp_max(k)
+        return pairs if self.lone_positive else pairs * self.partners().clamp(0, k)
+
+    def of_labels(self, values: Tensor) -> Tensor:
+        """(C, ...) of all labels -> (M, ...) of those to mine."""
+        return values if self.label is None else values.index_select(0, self.label)
 
     def by_label(self, values: Tensor, n_classes: int) -> Tensor:
         """(M,) of the labels to mine -> (C,) of all, 0 for the others."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastai_crl._checks import check_choice
 
 from . import loops, tensors
-from .options import HingeOptions
+from .tensors import HingeOptions
 
 __all__ = ["Engine", "HingeOptions", "check_engine", "hinge_sum"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastai_crl.mining.profile import limit
 
 from . import tensors
-from .options import HingeOptions
+from .tensors import HingeOptions
 
 try:
     import numba
@@ -116,9 +116,8 @@ def _relative(own, past, others, k, margin, own_weight, hist):
     below = np.array([_n_above(others, p - margin) for p in near])
     for a in range(len(own)):
         itself, pulled = place[a], 0
-        for i in range(
-            len(near) if itself < len(near) else min(k, len(near))
-        ):  # the κ lowest but for the anchor itself
+        # The κ lowest but for the anchor itself.
+        for i in range(len(near) if itself < len(near) else min(k, len(near))):
             if i == itself:
                 continue
             count = below[i] if near[i] <= own[a] else _n_above(others, 2 * own[a] - near[i] - margin)
@@ -282,10 +281,6 @@ def hinge_weights(
     memory: tuple[Tensor, Tensor] | None,
     options: HingeOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the hinges of a batch as weights of its scores: see `hinge_sum` for the arguments.
-
-    Returns:
-        (n·C,) weights and the constant, a scalar, both in the dtype of the scores; (C,) long triplets of each label.
-    """
+    """Sum of the hinges of a batch as weights of its scores: see `tensors.hinge_weights`."""
     past, valid = (None, None) if memory is None else memory
     return operator(scores, y, frequency, past, valid, *options)

@@ -6,15 +6,35 @@ What `loops` does in loops; `mining` has the functions for the minority (eq. 3) 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastai_crl.mining.hard_samples import HardSamples, flat, negatives
 from fastai_crl.mining.profile import Profile, Scope
 
-from .options import HingeOptions
+__all__ = ["HingeOptions", "hinge_weights"]
 
-__all__ = ["hinge_weights"]
+
+class HingeOptions(NamedTuple):
+    """Options of `hinge_weights`.
+
+    Attributes:
+        rho: ρ, largest share of the batch that the minority makes up.
+        k: κ, hard positives and negatives per anchor.
+        margin: m.
+        attribute: attribute scope, else joint.
+        lone_positive: max(0, m - d(a,-)) over pairs, else max(0, m + d(a,+) - d(a,-)) over triplets.
+        by_label: each label's sum is divided by its number of triplets.
+    """
+
+    rho: float
+    k: int
+    margin: float
+    attribute: bool
+    lone_positive: bool
+    by_label: bool
 
 
 def _relative(
@@ -73,9 +93,9 @@ def hinge_weights(
     past, valid = (None, None) if memory is None else (memory[0].to(scores.dtype), memory[1])
     scope: Scope = "attribute" if options.attribute else "joint"
     profile = Profile.of(y, options.rho, scope, frequency, valid, options.lone_positive)
-    counts = profile.pairs(k) if options.lone_positive else profile.triplets(k)
+    counts = profile.triplets(k)
     share = counts.clamp_min(1).to(scores.dtype).reciprocal() if options.by_label else None
-    past = past if past is None or profile.label is None else past.index_select(0, profile.label)
+    past = None if past is None else profile.of_labels(past)
     own = profile.scores(scores)
     compare = _ranking if options.lone_positive else _relative
     places, weights, active = compare(profile, own, past, k, options.margin, share)
