@@ -17,7 +17,7 @@ import torch
 from fastai.vision.augment import aug_transforms
 from fastcore.script import call_parse, store_true
 
-from fastai_crl.augment.presets import microscopy_transforms
+from fastai_crl.augment import microscopy_transforms
 from fastai_crl.images.tensor import TensorMultiChannel
 
 GEOMETRY = {"flip_vert": True, "max_rotate": 10.0, "max_zoom": 1.1, "max_warp": 0.0}

@@ -1,4 +1,4 @@
-"""Batch transforms of where things are: flips and turns, affine maps, crops; the public face is `augment`."""
+"""Batch transforms of where things are: flips and turns, affine maps, crops."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ def d4(x: Tensor, k: int) -> Tensor:
 
 
 def _sample(x: Tensor, theta: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return `x` resampled at the affine maps `theta`, six of (B,), mirrored at its edges; reckoned in float32."""
+    """Return `x` resampled at the affine maps `theta`, six of (B,), mirrored at its edges; computed in float32."""
     theta = torch.stack(theta, 1).view(-1, 2, 3).to(x.device, non_blocking=True)
     grid = F.affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
     return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False).to(x.dtype)

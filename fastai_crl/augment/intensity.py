@@ -1,4 +1,4 @@
-"""Batch transforms of how bright things are: gain, gamma and offset by channel, noise, cutout; see `augment`."""
+"""Batch transforms of how bright things are: gain, gamma and offset by channel, noise, cutout."""
 
 import math
 

@@ -1,27 +1,11 @@
-"""Augmentation of multi-channel batches on the device they lie on: every image draws its own, no channel sees another.
-
-Batch transforms of fastai for float images (B,C,H,W), any C, intensities in 0..1. They keep the tensor's type, dtype
-and device, and change training batches only (`RandomCropBatch` cuts the centre out of the others). What each image
-gets is drawn from torch's generator of the CPU, so after fastai's `set_seed` it is the same on every device (only the
-pixels of `GaussianNoise` are drawn on the device itself), and nothing waits for the device. Images alone are changed,
-not masks, points or boxes that go with them.
-"""
+"""Augmentation that suits fluorescence images, in one call."""
 
 from fasttransform import Transform
 
-from .geometry import RandomAffine, RandomCropBatch, RandomD4, d4
+from .geometry import RandomAffine, RandomCropBatch, RandomD4
 from .intensity import ChannelIntensity, Cutout, GaussianNoise
 
-__all__ = [
-    "ChannelIntensity",
-    "Cutout",
-    "GaussianNoise",
-    "RandomAffine",
-    "RandomCropBatch",
-    "RandomD4",
-    "d4",
-    "microscopy_transforms",
-]
+__all__ = ["microscopy_transforms"]
 
 
 def microscopy_transforms(
@@ -38,7 +22,7 @@ def microscopy_transforms(
 ) -> list[Transform]:
     """Return batch transforms for fluorescence images of any number of channels, for fastai's `batch_tfms`.
 
-    No warp, a microscope has no perspective, and nothing that mixes channels. Zeros (`zoom=1`) leave a kind out.
+    No warp, as a microscope has no perspective, and nothing that mixes channels. A 0 (`zoom=1`) leaves a kind out.
 
     Args:
         size: cut this side, or (height, width), out of each image (`RandomCropBatch`); None keeps the size.

@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from fastai_crl._errors import offenders
 
 from .annotations import Annotations
-from .label_reader import number_first
+from .label_reader import BOOLEAN, number_first
 from .stratify import stratify
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "split_by",
     "validation_rows",
 ]
-
-_BOOLEAN = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @runtime_checkable
@@ -129,9 +127,9 @@ class ColumnSplit:
         """Return the positions of the validation rows."""
         column = annotations.frame[annotations.column(self.valid_col, "valid_col")]
         text = column.astype(str).str.strip().str.lower()
-        if bad := list(column[~text.isin(_BOOLEAN)].unique()):
+        if bad := list(column[~text.isin(BOOLEAN)].unique()):
             raise ValueError(offenders(f"Values of {self.valid_col} that are not boolean", bad, "Use True and False."))
-        return _fixed(annotations, text.map(_BOOLEAN).to_numpy(bool), self.valid_col, self.group_col)
+        return _fixed(annotations, text.map(BOOLEAN).to_numpy(bool), self.valid_col, self.group_col)
 
 
 @dataclass(frozen=True)

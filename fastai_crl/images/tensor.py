@@ -24,9 +24,6 @@ _COLORS = {
 }
 
 
-# ---------------------------------------------------------------- tensor and display
-
-
 class TensorMultiChannel(TensorImage):
     """An image (C,H,W), or a batch (B,C,H,W), of any number of channels; uint8 0..255 as read, float after that.
 

@@ -1,4 +1,4 @@
-"""Geometry of one synthetic field of cells, and the tools to draw on it; `_patterns` draws the channels.
+"""Geometry of one synthetic field of cells, and the tools to draw on it; `patterns` draws the channels.
 
 Lengths are in units `u` of 1/128 of the picture's side, so a field looks the same, finer or coarser, at every size.
 """
@@ -40,11 +40,16 @@ def _col(values: Array) -> Array:
 class Field:
     """Geometry of one field: where the cells, nuclei, nucleoli and centrosomes are, and the tools to draw on them.
 
-    `size`: side in pixels. `labels`: label numbers; three of them need their own cells (a dividing pair, a mitotic
-    cell, touching cells). `rng`: every random choice comes from here, in a fixed order.
-    Maps of shape (size, size): `owner` (cell index), `free` (pixels to the cell's own outline), `gap` (pixels to the
-    border with the next cell), `mem` (the smaller of the two, > 0 inside), `nd` (pixels outside the nucleus), and the
-    soft masks `cell`, `nuc`, `cyto`, `nucleoli`.
+    Args:
+        size: side in pixels.
+        labels: label numbers; three of them need cells of their own (a dividing pair, a mitotic cell, touching cells).
+        rng: every random choice comes from here, in a fixed order.
+
+    Attributes:
+        owner: the cell of each pixel, (size, size) like the other maps.
+        free, gap, mem: pixels to the cell's own outline, to the border with the next cell, and the smaller of the two.
+        nd: pixels to the outline of the nucleus, > 0 outside.
+        cell, nuc, cyto, nucleoli: soft masks.
     """
 
     def __init__(self, size: int, labels: Iterable[int], rng: np.random.Generator):
@@ -91,9 +96,8 @@ class Field:
         if self.mitotic >= 0:
             self.inner[self.mitotic] = 1e-3  # no nucleus while dividing
             self.nuc_xy[self.mitotic] = self.xy[self.mitotic]
-        self.gain = np.exp(rng.normal(0, 0.3, (4, k))).clip(
-            0.45, 1.8
-        )  # expression and staining differ from cell to cell
+        # Expression and staining differ from cell to cell.
+        self.gain = np.exp(rng.normal(0, 0.3, (4, k))).clip(0.45, 1.8)
 
     def _table(self, radius: Array, wave: Array) -> Array:
         """Radius by angle, one row per cell: a wavy circle."""
@@ -252,6 +256,5 @@ class Field:
             if len(mine) > 20 * self.u**2:
                 picks.append(self.rng.choice(mine, n))
         at = np.concatenate([np.empty(0, np.intp), *picks])
-        return np.stack([at % self.size, at // self.size], -1) + self.rng.uniform(
-            -0.5, 0.5, (len(at), 2)
-        ), self.owner.flat[at]
+        xy = np.stack([at % self.size, at // self.size], -1)
+        return xy + self.rng.uniform(-0.5, 0.5, (len(at), 2)), self.owner.flat[at]

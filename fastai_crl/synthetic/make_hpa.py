@@ -1,6 +1,6 @@
 """Synthetic HPA-like data: drawn fields of cells in the Kaggle layout, for trying things out where real data is absent.
 
-Nothing here is a photograph. The pictures are drawn (`_patterns`), the labels sampled; results on them say that code
+Nothing here is a photograph. The pictures are drawn (`patterns`), the labels sampled; results on them say that code
 works and how methods compare on *this* data, never how well a network reads real cells.
 """
 
@@ -63,26 +63,35 @@ def make_hpa(
     `sample_submission.csv` (`Id,Predicted`, all "0") and the truth in `test_labels.csv`. Ids are `synthetic-000000` on;
     test ids follow the train ids. About 20 ms a field on one core, 0.5 s at 512 pixels.
 
-    - `n`, `n_test`: fields to train on, at least 1, and fields to test on, 0 for none.
-    - `size`: side in pixels, at least 32; below about 96 the finest patterns merge.
-    - `seed`: 0 or above. Equal arguments give byte-identical files with the same library versions, whatever `workers`.
-    - `imbalance`: `"real"`, label frequencies of the real set (1171:1); `"mild"`, the real counts raised to the power
-      that leaves 20:1; or 28 counts or weights of 0 or above, of which only the proportions matter (0: never used).
-    - `min_count`: each label (of weight above 0) occurs at least so often in train, and in proportion (rounded down) in
-      test. This lifts the rarest labels above the frequency asked for and lowers the others by as much; 0 leaves them
-      as they fall, perhaps absent. None, the default, means one per 100 fields up to 4: 4 where `n` is 400 or more.
-    - `force`: replace the synthetic data set in `path` by this one. Files that this function did not make stay.
-    - `progress`: show a progress bar. `workers`: processes, by default one per core up to 8; only
-      Linux, whose forked workers need no main guard in the calling script, uses more than one.
-
     Labels are dealt, not drawn one by one: the numbers of fields with 1, 2, 3 and 4 labels follow the real set (49, 40,
     10 and 1 %), each label's number of occurrences is fixed by `imbalance` and `min_count` (rounded by largest
     remainder), and they are then dealt at random, commonest first, never twice to a field. So the marginals are right
     to within a rounding at any `n`; which labels go together is left to chance and does not follow the real set.
 
     A finished data set with the same parameters in `path` is kept (missing files are made again), an interrupted one is
-    redone. Raises `ValueError` for a value out of range, and `FileExistsError` if `path` holds a synthetic set with
-    other parameters (and not `force`) or a data set that is not synthetic.
+    redone.
+
+    Args:
+        path: folder of the data set, made if need be.
+        n: fields to train on, at least 1.
+        size: side in pixels, at least 32; below about 96 the finest patterns merge.
+        seed: 0 or above. Equal arguments give byte-identical files with the same library versions, whatever `workers`.
+        imbalance: `"real"`, label frequencies of the real set (1171:1); `"mild"`, the real counts raised to the power
+            that leaves 20:1; or 28 counts or weights of 0 or above, of which only the proportions matter (0: never
+            used).
+        n_test: fields to test on, 0 for none.
+        min_count: each label (of weight above 0) occurs at least so often in train, and in proportion (rounded down) in
+            test. This lifts the rarest labels above the frequency asked for and lowers the others by as much; 0 leaves
+            them as they fall, perhaps absent. Default: one per 100 fields up to 4, so 4 where `n` is 400 or more.
+        force: replace the synthetic data set in `path` by this one. Files that this function did not make stay.
+        progress: show a progress bar.
+        workers: processes, by default one per core up to 8; only Linux, whose forked workers need no main guard in the
+            calling script, uses more than one.
+
+    Raises:
+        ValueError: a value out of range.
+        FileExistsError: `path` holds a synthetic set with other parameters (and not `force`), or a data set that is not
+            synthetic.
     """
     n, n_test = _whole("n", n, 1), _whole("n_test", n_test, 0)
     size, seed = _whole("size", size, 32), _whole("seed", seed, 0)

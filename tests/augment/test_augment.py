@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from fastai_crl.augment.base import BatchTransform
-from fastai_crl.augment.presets import (
+from fastai_crl.augment import (
     ChannelIntensity,
     Cutout,
     GaussianNoise,
@@ -24,6 +23,7 @@ from fastai_crl.augment.presets import (
     d4,
     microscopy_transforms,
 )
+from fastai_crl.augment.base import BatchTransform
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.images.tensor import TensorMultiChannel
 
