@@ -11,22 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "as_plain_tensor",
-    "check_arguments",
-    "check_batch",
-    "check_choice",
-    "check_features",
-    "check_on_device",
-    "check_per_label",
-    "check_size",
-    "check_targets",
-    "features_of",
-    "finite",
-    "one_column",
-    "whole_number",
-]
-
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:

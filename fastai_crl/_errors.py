@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["offenders"]
-
 
 def offenders(what: str, items: Sequence[Any], fix: str) -> str:
     """Return an error message that names up to five of `items`, says how many there are, and ends with the fix."""

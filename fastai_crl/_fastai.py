@@ -19,22 +19,6 @@ from torch.nn import functional as F
 
 from fastai_crl._checks import as_plain_tensor
 
-__all__ = [
-    "CaughtEmbedding",
-    "activation_of",
-    "add_columns",
-    "blended_targets",
-    "drop_columns",
-    "guard_fit",
-    "inner_loader",
-    "is_lr_search",
-    "is_single_label",
-    "logits_and_targets",
-    "rebuild",
-    "record_schedule",
-    "unguard_fit",
-]
-
 _SOFTMAX = partial(torch.softmax, dim=-1)
 # Losses of torch that say by themselves what the network's outputs are; the others are losses of logits.
 _TAKEN: tuple[tuple[tuple[type, ...], tuple[Any, ...], Callable[[Tensor], Tensor]], ...] = (

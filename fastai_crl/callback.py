@@ -31,8 +31,6 @@ from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, is_class_index, split_shift
 from fastai_crl.losses.imbalance import SeenLabels, mix, omega
 
-__all__ = ["CRLCallback", "Schedule", "ramp"]
-
 Schedule = Callable[[float], float] | Sequence[float]
 
 

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_rows", "n_processes", "scale_gradient"]
-
 
 def n_processes() -> int:
     """Processes that train together; 1 where training is not distributed."""

@@ -4,8 +4,6 @@ Label names and numbers are those of the Kaggle competition *Human Protein Atlas
 counts are those of its `train.csv` (31,072 ids). Nothing here but numbers and names.
 """
 
-__all__ = ["HPA_CHANNELS", "HPA_COUNTS", "HPA_LABELS", "HPA_MEAN", "HPA_N_IDS", "HPA_STD"]
-
 # Stain of each channel: red = microtubules, green = the protein of interest, blue = nucleus, yellow = ER.
 HPA_CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 

@@ -34,8 +34,6 @@ from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 
-__all__ = ["CRLLearner", "crl_learner"]
-
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 
 

@@ -7,8 +7,6 @@ from fastai.torch_core import TensorImage
 from fasttransform import DisplayedTransform
 from torch import Tensor
 
-__all__ = ["BatchTransform", "check", "check_range", "log_uniform", "spread"]
-
 
 def spread(n: int, p: float, *reach: float) -> Tensor:
     """Draw uniformly from -reach..reach, (len(reach), n); zero, which changes nothing, with probability 1 - p."""

@@ -11,8 +11,6 @@ from fastai_crl._checks import check_size
 
 from .base import BatchTransform, check, check_range, log_uniform, spread
 
-__all__ = ["RandomAffine", "RandomCropBatch", "RandomD4", "d4"]
-
 
 def d4(x: Tensor, k: int) -> Tensor:
     """Return the `k`-th (0..7) of the eight flips and quarter turns of images (...,H,W), exactly; 0 changes nothing.

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .base import BatchTransform, check, check_range, log_uniform, spread
 
-__all__ = ["ChannelIntensity", "Cutout", "GaussianNoise"]
-
 
 class ChannelIntensity(BatchTransform):
     """Change the intensity of each channel of each image on its own: gain · x ** gamma + offset, cut to 0..1.

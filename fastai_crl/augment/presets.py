@@ -5,8 +5,6 @@ from fasttransform import Transform
 from .geometry import RandomAffine, RandomCropBatch, RandomD4
 from .intensity import ChannelIntensity, Cutout, GaussianNoise
 
-__all__ = ["microscopy_transforms"]
-
 
 def microscopy_transforms(
     size: int | tuple[int, int] | None = None,

@@ -16,8 +16,6 @@ from .csv_file import CsvFile, as_text, read_file, require_none
 from .ids import leading_out, same_files
 from .label_reader import BOOLEAN, LabelReader, number_first, split_labels
 
-__all__ = ["Annotations", "column", "filled", "make_names"]
-
 
 class Annotations:
     """The rows of an annotated image set, one per image: ids, labels, vocabulary, and other columns.

@@ -13,8 +13,6 @@ from fastai_crl.images.cache import Packed
 from fastai_crl.labels import each_item, read_targets
 from fastai_crl.samplers import SampledDL
 
-__all__ = ["PackedDL"]
-
 
 class PackedDL(SampledDL):
     """A `TfmdDL` that takes whole batches from a `Packed` cache, at next to no cost per image.

@@ -13,8 +13,6 @@ import pandas as pd
 from fastai_crl._errors import offenders
 from fastai_crl.images.layout import replace_file
 
-__all__ = ["CsvFile", "Fault", "as_text", "read_file", "require_none"]
-
 
 @dataclass(frozen=True)
 class Fault:

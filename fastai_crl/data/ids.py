@@ -5,8 +5,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["leading_out", "same_files"]
-
 
 def same_files(ids: Sequence[str], folder: Path) -> list[list[str]]:
     """Return ids that differ but name one file in `folder`: x and ./x, Unicode forms, case where the disk folds it."""

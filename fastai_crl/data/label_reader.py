@@ -11,8 +11,6 @@ import pandas as pd
 
 from .csv_file import as_text
 
-__all__ = ["BOOLEAN", "LabelReader", "doubtful_labels", "number_first", "split_labels"]
-
 BOOLEAN = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 

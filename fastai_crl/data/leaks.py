@@ -14,8 +14,6 @@ from fastai_crl.images.layout import PATTERN
 from .annotations import column, filled
 from .csv_file import as_text
 
-__all__ = ["find_leaks"]
-
 
 def find_leaks(
     train: pd.DataFrame,

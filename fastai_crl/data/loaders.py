@@ -25,8 +25,6 @@ from .splits import Split, split_by, validation_rows
 from .targets import RowLabels, RowPrefix, target_block
 from .transforms import Stats, check_tfms, make_stats, make_tfms
 
-__all__ = ["HPADataLoaders", "MultiChannelBlock", "MultiChannelDataLoaders"]
-
 
 def MultiChannelBlock(
     channels: Sequence[str] = HPA_CHANNELS,

@@ -22,8 +22,6 @@ from .csv_file import read_file
 from .ids import leading_out, same_files
 from .label_reader import doubtful_labels, number_first
 
-__all__ = ["FolderReport", "check"]
-
 # Those that loading or training would stop at; the others cost quality at most.
 _ERRORS = (
     "unreadable csv",

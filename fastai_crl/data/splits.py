@@ -15,17 +15,6 @@ from .annotations import Annotations
 from .label_reader import BOOLEAN, number_first
 from .stratify import stratify
 
-__all__ = [
-    "ColumnSplit",
-    "FoldSplit",
-    "GroupSplit",
-    "RandomSplit",
-    "Split",
-    "StratifiedSplit",
-    "split_by",
-    "validation_rows",
-]
-
 
 @runtime_checkable
 class Split(Protocol):

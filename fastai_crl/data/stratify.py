@@ -15,8 +15,6 @@ from fastai_crl.images.layout import CHANNELS, PATTERN, replace_file
 from .annotations import Annotations
 from .csv_file import read_file
 
-__all__ = ["add_folds", "stratify"]
-
 
 def stratify(labels: Sequence[list[str]], groups: np.ndarray, shares: list[float], seed: int | None) -> np.ndarray:
     """Return the part (n,) of each image, so that part k holds `shares[k]` of each label's images and whole groups.

@@ -11,8 +11,6 @@ from fasttransform import Transform
 from .csv_file import as_text
 from .label_reader import LabelReader
 
-__all__ = ["RowLabels", "RowPrefix", "target_block"]
-
 
 class RowPrefix(Transform):
     """From a row of the csv to folder/id; a path (of an image without labels) passes as it is."""

@@ -26,8 +26,6 @@ from fastai_crl.augment import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.open import OpenMultiChannel
 
-__all__ = ["Stats", "check_tfms", "make_stats", "make_tfms"]
-
 Stats = tuple[Sequence[float], Sequence[float]]
 
 

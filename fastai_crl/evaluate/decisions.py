@@ -19,19 +19,6 @@ from fastai_crl._errors import offenders
 from fastai_crl._fastai import is_single_label
 from fastai_crl.losses import CompleteLoss
 
-__all__ = [
-    "as_array",
-    "as_probabilities",
-    "as_targets",
-    "check_thresholds",
-    "decide",
-    "decisions",
-    "likeliest",
-    "set_thresholds",
-    "threshold_in_use",
-    "thresholds_of",
-]
-
 _ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
 
 

@@ -21,8 +21,6 @@ from .decisions import as_array, as_probabilities, decisions, threshold_in_use
 from .metrics import label_report
 from .predictions import in_order, predict_probabilities
 
-__all__ = ["CRLInterpretation", "EpochPreds"]
-
 
 class EpochPreds(Callback):
     """Keeps the predictions on a data set after every epoch: `CRLInterpretation.hardest` shows what stayed hard.

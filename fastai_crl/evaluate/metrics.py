@@ -35,24 +35,6 @@ from fastai_crl._fastai import activation_of, is_single_label
 
 from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest, threshold_in_use
 
-__all__ = [
-    "CalibrationError",
-    "ClassBalancedAccuracy",
-    "MacroF1",
-    "MeanAP",
-    "MeanAPByGroup",
-    "MeanAUROC",
-    "MicroF1",
-    "calibration_error",
-    "class_balanced_accuracy",
-    "frequency_groups",
-    "label_report",
-    "macro_f1",
-    "mean_ap",
-    "mean_auroc",
-    "micro_f1",
-]
-
 GROUPS = ("head", "medium", "tail")
 
 

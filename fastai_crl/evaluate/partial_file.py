@@ -21,8 +21,6 @@ from fastai_crl._fastai import activation_of
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import replace_file
 
-__all__ = ["PartialFile", "content_of"]
-
 _RECORD = struct.Struct("<QII")  # of a chunk: its first row, its rows, and a checksum of these and of the values
 
 

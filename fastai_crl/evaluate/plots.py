@@ -14,16 +14,6 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from .interpret import CRLInterpretation
 
-__all__ = [
-    "plot_confusion",
-    "plot_cooccurrence",
-    "plot_distribution",
-    "plot_gain",
-    "plot_hardest",
-    "plot_precision_recall",
-    "plot_thresholds",
-]
-
 _RARE, _COMMON = "#c26a00", "#0067a5"  # orange and blue: colour-blind eyes, too, tell them apart
 
 

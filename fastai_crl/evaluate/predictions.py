@@ -19,8 +19,6 @@ from fastai_crl.labels import shown_names
 
 from .decisions import as_probabilities, as_targets, decide, threshold_in_use
 
-__all__ = ["in_order", "loader_of", "predict_probabilities", "show_predictions"]
-
 
 def predict_probabilities(
     learn: Learner,

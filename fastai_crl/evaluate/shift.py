@@ -13,8 +13,6 @@ from scipy.special import expit, logit, softmax
 
 from .decisions import as_array, as_probabilities
 
-__all__ = ["frequency_odds", "shift_thresholds", "shifted_classes", "thresholds_at", "training_probabilities"]
-
 
 def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = False) -> np.ndarray:
     """Return the log-odds (C,) of frequencies; single-label, their logarithms.

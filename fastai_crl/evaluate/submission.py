@@ -28,8 +28,6 @@ from .decisions import check_thresholds, decide, threshold_in_use
 from .partial_file import PartialFile, content_of
 from .predictions import predict_probabilities
 
-__all__ = ["write_submission"]
-
 
 def write_submission(
     learn: Learner,

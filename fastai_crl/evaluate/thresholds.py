@@ -19,8 +19,6 @@ from .decisions import as_array, as_probabilities, as_targets, decide
 from .metrics import balanced_by_label, f1_by_label
 from .shift import frequency_odds, shifted_classes, thresholds_at
 
-__all__ = ["FittedThresholds", "best_shift", "fit_thresholds", "rate_thresholds"]
-
 How = Literal["f1", "balanced", "rate", "shift"]
 _SHIFTS = np.linspace(-3, 3, 121)
 _Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, descending; and the measure there

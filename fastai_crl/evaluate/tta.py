@@ -16,8 +16,6 @@ from fastai_crl.augment import d4
 
 from .predictions import in_order, loader_of
 
-__all__ = ["d4_tta"]
-
 
 class _D4Predictions(Callback):
     """Replace the predictions that `get_preds` gathers by the mean activations over the flips and turns of the batch.

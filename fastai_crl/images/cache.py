@@ -23,8 +23,6 @@ from .image_set import ImageSet, Size
 from .layout import CHANNELS, PATTERN
 from .store import IMAGES, MARK, ROWS, WHAT, Packed, changed, content, load_marks, npy_header, reopen
 
-__all__ = ["Packed", "pack"]
-
 _FORMAT = 2  # raised whenever the same files and settings would give other pixels
 _MARK_EVERY = 256  # images between two waits for the disk
 

@@ -16,8 +16,6 @@ from scipy.sparse.csgraph import connected_components
 from .image_set import ImageSet
 from .layout import CHANNELS, PATTERN
 
-__all__ = ["Fingerprints", "check_distance", "cluster", "duplicate_groups", "fingerprint", "fingerprints", "nearest"]
-
 _ROWS = 1024  # images compared at a time with all others: bounds the memory
 
 # A digest of the pixels and a perceptual hash, per image: n digests, bits (n, 64 per channel) bool.

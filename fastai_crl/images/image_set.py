@@ -22,8 +22,6 @@ from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names
 from .readers import check_intensity, header, read_planes
 from .tensor import TensorMultiChannel
 
-__all__ = ["ImageSet", "check_folder", "image_ids"]
-
 Size = int | tuple[int, int]
 
 _AT_ONCE = 64  # images that a thread checks before it hands over

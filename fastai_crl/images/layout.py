@@ -14,17 +14,6 @@ from fastai_crl._errors import offenders
 
 from .readers import reader_of
 
-__all__ = [
-    "CHANNELS",
-    "PATTERN",
-    "check_channels",
-    "check_pattern",
-    "file_names",
-    "listing",
-    "match_ids",
-    "replace_file",
-]
-
 # The names of channels where none are given, in the order of the tensor.
 CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"

@@ -11,8 +11,6 @@ from .image_set import ImageSet, Size
 from .layout import CHANNELS, PATTERN
 from .tensor import TensorMultiChannel
 
-__all__ = ["OpenMultiChannel", "open_channels"]
-
 
 def open_channels(
     prefix: str | Path,

@@ -15,16 +15,6 @@ from plum import dispatch
 
 from .tensor import TensorMultiChannel
 
-__all__ = [
-    "FALSE",
-    "FOUND",
-    "MISSED",
-    "draw_images",
-    "prediction_lines",
-    "show_batch",
-    "show_results",
-]
-
 # Blue, orange and purple: most eyes, colour-blind ones too, tell them apart.
 FOUND, MISSED, FALSE = "#0067a5", "#c26a00", "#a1006b"
 

@@ -27,8 +27,6 @@ from fastai_crl._errors import offenders
 from .image_set import ImageSet
 from .tensor import TensorMultiChannel
 
-__all__ = ["IMAGES", "MARK", "ROWS", "WHAT", "Packed", "changed", "content", "load_marks", "npy_header", "reopen"]
-
 IMAGES, ROWS, WHAT = "images.npy", "rows.npy", "store.json"
 # Of an image: what its files were like, 0 as long as it is missing; a digest of their bytes; a checksum of its pixels.
 MARK = np.dtype([("files", "<u8"), ("bytes", "<u8"), ("pixels", "<u4")])

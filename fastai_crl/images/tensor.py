@@ -9,8 +9,6 @@ from fastai.torch_core import TensorImage, show_image
 
 from .layout import CHANNELS
 
-__all__ = ["TensorMultiChannel"]
-
 # Additive display colours; yellow feeds red and green, as in the pictures the Human Protein Atlas publishes.
 _COLORS = {
     "red": (1.0, 0.0, 0.0),

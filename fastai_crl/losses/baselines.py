@@ -18,8 +18,6 @@ from fastai_crl.labels import label_counts
 
 from .complete import CompleteLoss, complete
 
-__all__ = ["MULTI_LABEL_LOSSES", "SINGLE_LABEL_LOSSES", "make_loss", "register_loss"]
-
 
 class _SigmoidFocal(nn.Module):
     def __init__(self, gamma: float, balance: float):

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from fastai_crl._checks import as_plain_tensor, check_choice
 from fastai_crl._fastai import activation_of
 
-__all__ = ["CompleteLoss", "complete"]
-
 
 class CompleteLoss(nn.Module):
     """Any loss of (logits, targets) as a complete fastai loss: `reduction`, `activation`, `decodes`; it pickles.

@@ -32,8 +32,6 @@ from fastai_crl.mining.profile import Level, Profile, Scope, membership
 from .criteria import CRITERIA, Average, Criterion, Pairs, ScoreSpace, make_criterion
 from .hinge import Engine, HingeOptions, check_engine, hinge_sum
 
-__all__ = ["CRL", "Rectified"]
-
 # Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
 _SLICE = 2**22
 

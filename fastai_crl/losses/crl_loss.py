@@ -14,8 +14,6 @@ from .complete import complete
 from .crl import CRL
 from .imbalance import SeenLabels, imbalance, mix
 
-__all__ = ["CRLLoss", "Shift", "base_shift", "check_alpha", "default_base_loss", "is_class_index", "split_shift"]
-
 Shift = Literal["auto", "base"] | Sequence[float] | Tensor | None
 
 

@@ -11,8 +11,6 @@ from fastai_crl.mining.profile import membership
 
 from .crl import Rectified
 
-__all__ = ["SeenLabels", "imbalance", "mix", "omega"]
-
 
 def imbalance(counts: Sequence[float] | Tensor) -> float:
     """Ω of the paper's α = η·Ω (eq. 8): ½·Σ|h_c/Σh - 1/C|, the share of labels to move to other classes.

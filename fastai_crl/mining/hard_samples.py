@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .profile import Profile
 
-__all__ = ["HardSamples", "flat", "negatives", "pairwise_distance", "take"]
-
 _BIG = 1e30  # beyond any score or distance
 
 

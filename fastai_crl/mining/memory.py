@@ -11,9 +11,6 @@ from fastai_crl._checks import whole_number
 
 from .profile import Level
 
-__all__ = ["PositiveMemory"]
-
-
 _RINGS = ("values", "written", "total", "clock")
 
 

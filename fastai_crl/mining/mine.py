@@ -15,8 +15,6 @@ from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, fe
 from .hard_samples import HardSamples, pairwise_distance
 from .profile import Level, Profile, Scope, membership, minority, sides
 
-__all__ = ["Level", "Mined", "Scope", "mine", "minority_classes"]
-
 
 def minority_classes(
     targets: Tensor,

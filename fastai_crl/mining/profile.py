@@ -16,8 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "Profile", "Scope", "limit", "membership", "minority", "sides"]
-
 Scope = Literal["joint", "attribute"]
 Level = Literal["class", "instance"]
 

@@ -16,17 +16,6 @@ from scipy import sparse
 
 from fastai_crl._checks import check_choice
 
-__all__ = [
-    "SAMPLERS",
-    "EpochSampler",
-    "Sampler",
-    "as_labels",
-    "check_sampler",
-    "make_sampler",
-    "register_sampler",
-    "takes",
-]
-
 
 @runtime_checkable
 class Sampler(Protocol):

@@ -14,8 +14,6 @@ from scipy import sparse
 
 from .base import EpochSampler, register_sampler
 
-__all__ = ["ClassAwareSampler"]
-
 # What one more sample does to a batch's budget ρ·n, for each label it carries, by the label's positives so far (0, 1,
 # 2, more): a label that is not wanted costs one as long as it has few positives, its second makes it minable, and from
 # three on it is one of the batch's majority; a wanted label gains up to two, and may itself be lost from there on.

@@ -14,8 +14,6 @@ from fastai_crl.labels import read_labels
 
 from .base import Sampler, SamplerFactory, as_labels, check_sampler, make_sampler
 
-__all__ = ["SampledDL", "with_sampler"]
-
 DEFAULT = "class_aware"
 
 

@@ -8,8 +8,6 @@ import numpy as np
 
 from .base import EpochSampler, register_sampler
 
-__all__ = ["RepeatFactorSampler"]
-
 
 class RepeatFactorSampler(EpochSampler):
     """Repeat samples of rare labels: factor max(1, √(t/f_c)) per label c of frequency f_c, per sample the maximum.

@@ -8,8 +8,6 @@ from fastai_crl._fastai import inner_loader
 
 from .loader import SampledDL
 
-__all__ = ["ResampleCallback"]
-
 
 class ResampleCallback(Callback):
     """Resample in one part of training only: `SampledDL` draws with its sampler from `start` to `stop`, else uniformly.

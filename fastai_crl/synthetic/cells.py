@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage as ndi
 
-__all__ = ["STEP", "Array", "Field"]
-
 Array = npt.NDArray[np.floating]
 STEP = 0.8  # pixels between two points of a drawn line
 _N_ANGLES = 360  # entries of an outline table

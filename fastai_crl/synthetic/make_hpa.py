@@ -27,8 +27,6 @@ from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS
 
 from .patterns import draw_field
 
-__all__ = ["make_hpa"]
-
 # Share of the real ids with 1, 2, 3 and 4 labels (the two ids with 5 are counted as 4).
 _LABELS_PER_ID = (0.48681, 0.40181, 0.10170, 0.00968)
 _MILD_RATIO = 20.0

@@ -10,8 +10,6 @@ from scipy import ndimage as ndi
 
 from .cells import STEP, Array, Field
 
-__all__ = ["PATTERNS", "draw_field"]
-
 
 # ---- one drawer per label, in label order: the protein's place in the cells, about 0 to 1 ----
 def _nucleoplasm(f: Field) -> Array:

@@ -10,8 +10,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-__all__ = ["HOW_TO_ALLOW", "Input", "Reader", "Source", "check_pixels"]
-
 HOW_TO_ALLOW = "; if that is right, raise PIL.Image.MAX_IMAGE_PIXELS"
 
 

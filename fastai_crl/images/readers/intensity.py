@@ -7,8 +7,6 @@ from PIL import Image
 
 from fastai_crl._checks import whole_number
 
-__all__ = ["brightness", "check_intensity", "to_bytes", "white_of"]
-
 
 def check_intensity(
     bits: int | None, stretch: float | Sequence[float] | None

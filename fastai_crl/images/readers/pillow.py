@@ -6,8 +6,6 @@ from PIL import Image
 from .base import Input, Reader, Source, check_pixels
 from .intensity import brightness
 
-__all__ = ["PILLOW", "open_with_pillow"]
-
 # Pillow would also run programs, such as Ghostscript on PostScript, whatever the file is called.
 _FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "GIF", "BMP", "PPM", "WEBP")
 _STARTS = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")

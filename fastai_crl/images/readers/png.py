@@ -10,8 +10,6 @@ import numpy as np
 from .base import Input, Reader, Source, check_pixels
 from .pillow import open_with_pillow
 
-__all__ = ["PNG"]
-
 _START, _END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 _PLANES = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type: grey, RGB, grey with alpha, RGBA
 _TIMES = 1040  # deflate makes at most this many bytes out of one

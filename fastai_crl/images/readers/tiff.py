@@ -20,8 +20,6 @@ from .intensity import brightness
 from .pillow import open_with_pillow
 from .tiff_pages import by_bytes, check_overlap, check_page, dtype_of, read_page
 
-__all__ = ["TIFF_READER"]
-
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SPARE_PAGES = 1000  # beyond the number of channels: so many are still read, to say what is wrong with them
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)

@@ -14,8 +14,6 @@ from tifffile import COMPRESSION, TIFF, TiffPage
 
 from .base import check_pixels
 
-__all__ = ["by_bytes", "check_overlap", "check_page", "dtype_of", "read_page"]
-
 # What decodes to bytes of a length that can be compared with that of the pixels.
 _BYTES = {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
 _BYTES |= {COMPRESSION.ZSTD, COMPRESSION.LZMA}

@@ -9,8 +9,6 @@ from PIL import Image
 
 from .base import HOW_TO_ALLOW, Input
 
-__all__ = ["is_gzip", "unzip"]
-
 
 def is_gzip(file: Input) -> bool:
     """Whether a file is gzipped."""

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from .base import Criterion, Pairs
 
-__all__ = ["Absolute"]
-
 
 class Absolute(Criterion):
     """Half of the mean of d(a,+)² and of max(m - d(a,-), 0)² over the pairs (eq. 13)."""

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from fastai_crl.mining.profile import Level, Scope
 
-__all__ = ["Average", "Criterion", "Pairs", "ScoreSpace"]
-
 ScoreSpace = Literal["probability", "logit"]
 Average = Literal["triplet", "label"]
 

@@ -10,8 +10,6 @@ from fastai_crl._checks import whole_number
 
 from .base import Criterion, Pairs
 
-__all__ = ["Distribution"]
-
 
 class Distribution(Criterion):
     """Σ_t h⁺_t Σ_{k≤t} h⁻_k of the pairs' soft histograms (eqs. 14 to 16); it has no margin.

@@ -7,8 +7,6 @@ from fastai_crl.mining.profile import Level, Scope
 from .base import ScoreSpace
 from .relative import Relative
 
-__all__ = ["Ranking"]
-
 
 class Ranking(Relative):
     """Mean over all pairs of max(0, m - d(a,-)), at class level; not in the paper.

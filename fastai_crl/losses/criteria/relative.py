@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .base import Criterion, Pairs
 
-__all__ = ["Relative"]
-
 
 class Relative(Criterion):
     """Mean over all triplets of max(0, m + d(a,+) - d(a,-)) (eqs. 9 to 11)."""

@@ -16,8 +16,6 @@ from fastai_crl._checks import check_choice
 from . import loops, tensors
 from .tensors import HingeOptions
 
-__all__ = ["Engine", "HingeOptions", "check_engine", "hinge_sum"]
-
 Engine = Literal["auto", "loops", "tensors"]
 
 

@@ -23,8 +23,6 @@ try:
 except ImportError:  # absent, or not for this NumPy
     numba = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "hinge_weights"]
-
 AVAILABLE = numba is not None
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from fastai_crl.mining.hard_samples import HardSamples, flat, negatives
 from fastai_crl.mining.profile import Profile, Scope
 
-__all__ = ["HingeOptions", "hinge_weights"]
-
 
 class HingeOptions(NamedTuple):
     """Options of `hinge_weights`.
