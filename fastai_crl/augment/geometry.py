@@ -16,6 +16,10 @@ def d4(x: Tensor, k: int) -> Tensor:
     """Return the `k`-th (0..7) of the eight flips and quarter turns of images (...,H,W), exactly; 0 changes nothing.
 
     k & 1 flips left and right, k & 2 up and down, k & 4 then exchanges rows and columns: (...,W,H).
+
+    Example:
+        >>> d4(torch.tensor([[1, 2], [3, 4]]), 1).tolist()
+        [[2, 1], [4, 3]]
     """
     dims = [d for bit, d in ((1, -1), (2, -2)) if k & bit]
     x = x.flip(dims) if dims else x

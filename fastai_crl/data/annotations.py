@@ -29,6 +29,12 @@ class Annotations:
         labels: the labels of each row, a list of lists.
         reader: the `LabelReader` that reads them.
         source: the file, or "the table of rows", for errors.
+
+    Example:
+        >>> rows = pd.DataFrame({"Id": ["a", "b", "c"], "Target": ["25 0", "0", "0"]})
+        >>> annotations = Annotations.from_frame(rows)
+        >>> annotations.vocab(), annotations.labels
+        (['0', '25'], [['25', '0'], ['0'], ['0']])
     """
 
     def __init__(self, frame: pd.DataFrame, id_col: str, reader: LabelReader, source: str, lines: list[int]):

@@ -31,6 +31,11 @@ class RandomSplit:
     Args:
         valid_pct: share of the images in validation, at least 0 and below 1.
         seed: of the draw; None draws anew each time.
+
+    Example:
+        >>> annotations = Annotations.from_frame(pd.DataFrame({"Id": list("abcdef"), "Target": list("000111")}))
+        >>> len(RandomSplit(valid_pct=0.5).rows(annotations))
+        3
     """
 
     valid_pct: float = 0.2
@@ -54,6 +59,12 @@ class GroupSplit:
         group_col: column of groups.
         valid_pct: share of the groups in validation.
         seed: of the draw.
+
+    Example:
+        >>> rows = pd.DataFrame({"Id": list("abcdef"), "Target": list("000111"), "patient": list("xxyyzz")})
+        >>> valid = GroupSplit("patient", valid_pct=0.3).rows(Annotations.from_frame(rows))
+        >>> len(set(rows.patient[valid]))
+        1
     """
 
     group_col: str
@@ -80,6 +91,11 @@ class StratifiedSplit:
         valid_pct: share of each label's images in validation.
         seed: of the draw.
         group_col: column of groups that stay on one side.
+
+    Example:
+        >>> rows = pd.DataFrame({"Id": list("abcdef"), "Target": list("000011")})
+        >>> sorted(rows.Target[StratifiedSplit(valid_pct=0.5).rows(Annotations.from_frame(rows))])
+        ['0', '0', '1']
     """
 
     valid_pct: float = 0.2
@@ -107,6 +123,11 @@ class ColumnSplit:
     Args:
         valid_col: column of True and False, or 1 and 0.
         group_col: column of groups; one on both sides is an error.
+
+    Example:
+        >>> rows = pd.DataFrame({"Id": list("abc"), "Target": list("010"), "is_valid": [False, True, False]})
+        >>> ColumnSplit("is_valid").rows(Annotations.from_frame(rows))
+        [1]
     """
 
     valid_col: str
@@ -129,6 +150,11 @@ class FoldSplit:
         fold_col: column of folds, see `add_folds`.
         fold: the one to validate on.
         group_col: column of groups; one on both sides is an error.
+
+    Example:
+        >>> rows = pd.DataFrame({"Id": list("abc"), "Target": list("010"), "fold": [0, 1, 2]})
+        >>> FoldSplit("fold", 2).rows(Annotations.from_frame(rows))
+        [2]
     """
 
     fold_col: str = "fold"

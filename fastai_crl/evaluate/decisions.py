@@ -156,6 +156,10 @@ def decide(
 
     Raises:
         ValueError: see `check_thresholds`.
+
+    Example:
+        >>> decide([[0.6, 0.3], [0.2, 0.1]], [0.5, 0.2]).tolist()
+        [[True, True], [False, False]]
     """
     probs = _as_scores(probs, "probs")
     cuts = check_thresholds(thresholds, probs.shape[1])

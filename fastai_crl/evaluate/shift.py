@@ -84,6 +84,10 @@ def training_probabilities(
 
     Returns:
         Probabilities (n, C), float64.
+
+    Example:
+        >>> training_probabilities([[0.5, 0.5]], [0.5, 0.01]).round(3).tolist()
+        [[0.5, 0.01]]
     """
     probs = as_probabilities(probs).astype(float)
     odds = frequency_odds(frequency, probs.shape[1], single_label)

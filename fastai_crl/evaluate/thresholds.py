@@ -1,7 +1,5 @@
 """Thresholds of a network: one per label, or one number behind them all, fitted without fooling oneself."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -31,6 +29,12 @@ class FittedThresholds(NamedTuple):
     `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by thresholds that never
     saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, what tuning over-fits. NaN for a label
     without positives, so that `report.mean()` is over the others.
+
+    Example:
+        >>> probs = [[0.1], [0.2], [0.3], [0.4]] * 5
+        >>> fitted: FittedThresholds = fit_thresholds(probs, [[0], [0], [1], [1]] * 5)
+        >>> fitted.thresholds.round(2).tolist(), fitted.report.fixed.item(), fitted.report.cross_fitted.item()
+        ([0.22], 0.0, 1.0)
     """
 
     thresholds: np.ndarray
@@ -156,6 +160,10 @@ def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
     """Thresholds (C,) above which each label's share of `probs` (n, C) is as near to `rates` (C,) as ties allow.
 
     Needs no targets, so it may look at the very images to be decided. Raises ValueError for rates outside [0, 1].
+
+    Example:
+        >>> rate_thresholds([[0.1], [0.2], [0.3], [0.4]], [0.25]).round(2).tolist()
+        [0.35]
     """
     probs = as_probabilities(probs).astype(float)
     rates = _check_rates(rates, probs.shape[1])

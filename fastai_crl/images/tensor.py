@@ -27,6 +27,11 @@ class TensorMultiChannel(TensorImage):
 
     `channels`, an optional tuple of C names, travels with the tensor and picks the display colours; without it (or
     with another number of channels) the standard ones apply: red, green, blue, yellow.
+
+    Example:
+        >>> x = TensorMultiChannel(torch.full((2, 8, 8), 255, dtype=torch.uint8), channels=("dna", "actin"))
+        >>> x.composite()[0, 0].tolist()  # one is drawn in red, the other in green
+        [1.0, 1.0, 0.0]
     """
 
     channels: tuple[str, ...] | None = None

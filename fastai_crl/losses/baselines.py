@@ -194,6 +194,8 @@ def make_loss(
         >>> loss = make_loss("logit_adjusted", counts=[50, 2], n=100)
         >>> [round(float(s), 2) for s in loss.shift]
         [0.0, -3.89]
+        >>> "asl" in MULTI_LABEL_LOSSES, "class_balanced" in SINGLE_LABEL_LOSSES
+        (True, True)
     """
     if single_label is None:
         single_label = name not in _MULTI if dls is None else torch.as_tensor(dls.train_ds[0][-1]).ndim == 0

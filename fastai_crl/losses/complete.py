@@ -24,6 +24,11 @@ class CompleteLoss(nn.Module):
         shift: (C,) added to the logits in the loss, and not in predictions.
         thresh: multi-label: a probability above it is a yes; a number or (C,). Single-label: with (C,) the decision is
             the class of the highest probability / thresh; a number plays no part.
+
+    Example:
+        >>> loss = CompleteLoss(torch.nn.MultiLabelSoftMarginLoss(), thresh=0.4)
+        >>> loss.decodes(loss.activation(torch.tensor([[0.0, -1.0]]))).tolist()
+        [[True, False]]
     """
 
     shift: Tensor | None

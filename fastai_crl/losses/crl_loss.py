@@ -43,6 +43,13 @@ class CRLLoss(nn.Module):
     Raises:
         ValueError: alpha neither `"auto"` nor in [0, 1]; what `CRL` and `imbalance` raise; targets that do not fit or
             are out of range. A batch whose logits are not finite is left to the base loss.
+
+    Example:
+        >>> loss = CRLLoss(alpha=0.3, criterion="ranking")
+        >>> logits = torch.zeros(8, 3, requires_grad=True)
+        >>> loss(logits, torch.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]).backward()
+        >>> logits.grad[7].sign().tolist()  # the rarest label is pushed up
+        [1.0, 1.0, -1.0]
     """
 
     def __init__(

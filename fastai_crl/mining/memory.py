@@ -28,6 +28,12 @@ class PositiveMemory(nn.Module):
 
     Raises:
         ValueError: size or max_age other than a whole number of at least 1.
+
+    Example:
+        >>> memory = PositiveMemory(size=2, max_age=10)
+        >>> memory.write(torch.tensor([[0.5, 0.1], [0.2, 0.75]]), torch.eye(2) == 1)
+        >>> memory.read()[0].tolist()  # a ring for each label
+        [[0.5, 0.0], [0.75, 0.0]]
     """
 
     values: Tensor | None  # (C, R) or (C, R, d)

@@ -67,6 +67,12 @@ class Mined:
         negative, negative_mask: (A, N) the same for the negatives.
         flipped: (A,) bool: the minority is the label's negative side (attribute scope only), else None.
         n_classes: C.
+
+    Example:
+        >>> scores, targets = torch.tensor([[0.9], [0.2], [0.8], [0.1]]), torch.tensor([[1], [1], [0], [0]])
+        >>> mined: Mined = mine(scores, targets, k=1)
+        >>> mined.anchor.tolist(), mined.positive[mined.positive_mask].tolist(), mined.negative.tolist()
+        ([1, 0], [0, 1], [[2], [2]])
     """
 
     anchor: Tensor

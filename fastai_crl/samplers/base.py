@@ -19,7 +19,12 @@ from fastai_crl._checks import check_choice
 
 @runtime_checkable
 class Sampler(Protocol):
-    """An epoch of indices into a data set, with a length."""
+    """An epoch of indices into a data set, with a length.
+
+    Example:
+        >>> isinstance(range(3), Sampler), isinstance(iter([0, 1]), Sampler)
+        (True, False)
+    """
 
     def __iter__(self) -> Iterator[int]: ...
 
@@ -41,6 +46,13 @@ def register_sampler(name: str, factory: SamplerFactory) -> None:
 
     Raises:
         ValueError: a name that is no text or empty, or a factory that cannot be called.
+
+    Example:
+        >>> factory: SamplerFactory = lambda dataset, first=0: range(first, len(dataset))
+        >>> register_sampler("in_order", factory)
+        >>> check_sampler("in_order") is factory, takes("in_order", "targets")
+        (True, False)
+        >>> del SAMPLERS["in_order"]
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name={name!r}: a sampler's name is a text that is not empty.")
@@ -154,6 +166,13 @@ class EpochSampler:
 
     Raises:
         ValueError: a seed below 0 or not whole, targets of no known shape, outside [0, 1] or empty.
+
+    Example:
+        >>> class Rare(EpochSampler):
+        ...     def indices(self, epoch=0):
+        ...         return np.flatnonzero(self.labels[:, 1].toarray())
+        >>> list(Rare([0, 1, 0, 1], seed=0))
+        [1, 3]
     """
 
     def __init__(self, targets: Any, seed: int):

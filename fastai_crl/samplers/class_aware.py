@@ -49,6 +49,13 @@ class ClassAwareSampler(EpochSampler):
 
     Raises:
         ValueError: bs < 2, rho outside (0, 1), a negative seed, targets of no known shape, outside [0, 1] or empty.
+
+    Example:
+        >>> targets = np.array([0] * 90 + [1] * 8 + [2] * 2)
+        >>> sampler = ClassAwareSampler(targets, bs=10)
+        >>> batches = targets[sampler.indices()].reshape(-1, 10)
+        >>> bool(((batches == 2).sum(1) >= 2).mean() > 0.6)  # a label of two images in a hundred
+        True
     """
 
     def __init__(self, targets: Any, bs: int, seed: int = 0, rho: float = 0.5, group: bool = True):

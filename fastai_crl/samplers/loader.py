@@ -40,6 +40,12 @@ class SampledDL(TfmdDL):
         ValueError: an unknown sampler; options for a sampler that is an object; bs=None for a sampler that is made
             here; at the first use, targets that do not fit or cannot be read, and a sampler that draws what the data
             set does not have, nothing, or another number of indices than its length.
+
+    Example:
+        >>> labels = [0] * 8 + [1] * 2
+        >>> dl = SampledDL(labels, 4, True, "repeat_factor", {"t": 0.8}, targets=labels)
+        >>> sum(sum(batch.tolist()) for batch in dl)  # the two rare ones, each twice
+        4
     """
 
     def __init__(

@@ -25,6 +25,10 @@ class RepeatFactorSampler(EpochSampler):
 
     Raises:
         ValueError: t outside (0, 1], a negative seed, targets of no known shape, outside [0, 1] or empty.
+
+    Example:
+        >>> RepeatFactorSampler([0] * 8 + [1] * 2, t=0.8).repeats().tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
     """
 
     def __init__(self, targets: Any, t: float | None = None, seed: int = 0):

@@ -26,6 +26,9 @@ SMALL = {  # small images, little work, no downloads
     "pretrained=True": "pretrained=False",
     "fine_tune(10)": "fine_tune(1)",
     "(dls, loss": "(dls, resnet18, loss",
+    "crl_learner(dls, metrics": "crl_learner(dls, resnet18, metrics",
+    "crl_learner(more": "crl_learner(more, resnet18",
+    '/ "test", tta=': '/ "train", tta=',
 }
 
 
@@ -100,6 +103,7 @@ def scope(path) -> dict:
     exec("from fastai.vision.all import *\nfrom fastai_crl.all import *", made)
     made["dls"] = dls = HPADataLoaders.from_csv(path, size=32, bs=16, num_workers=0)
     made["learn"] = crl_learner(dls, made["resnet18"])
+    made["model"] = made["learn"].model
     made["baseline"] = crl_learner(dls, made["resnet18"], alpha=0)
     return made
 

@@ -22,6 +22,10 @@ class Input:
         start: its first 64 bytes; empty for a folder.
         stream: the open file; None for a folder. What a gzipped file unzips to has no place of its own.
         size: of the file in bytes; 0 for a folder.
+
+    Example:
+        >>> Input(Path("plate.zarr")).is_folder
+        True
     """
 
     path: Path
