@@ -1,4 +1,4 @@
-"""The example script and notebook, run as a user runs them."""
+"""The example script, run as a user runs it, and the benchmark of mining."""
 
 import importlib.util
 import os
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +20,7 @@ from fastai_crl.hpa import HPA_LABELS
 from fastai_crl.images.image_set import image_ids
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SCRIPT, NOTEBOOK = EXAMPLES / "train_hpa.py", EXAMPLES / "crl_hpa.ipynb"
+SCRIPT = EXAMPLES / "train_hpa.py"
 PICTURES = ["batch.png", "results.png", "training.png"]
 OPTIONS = ("--n", 100, "--epochs", 2, "--size", 32, "--bs", 16, "--seed", 1)
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so small images, and on busy cores
@@ -178,40 +177,6 @@ def test_history_of_a_training_in_two_phases(tmp_path):
     history = module.read_history(file)
     assert history["epoch"].tolist() == [0, 1, 2] and history["loss"].tolist() == [0.5, 0.25, 0.125]
     assert history.equals(pd.read_csv(file))
-
-
-# ---- the notebook ----
-def test_the_notebook_is_stored_with_outputs_and_without_errors():
-    assert NOTEBOOK.stat().st_size < 3_000_000
-    nb = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(nb)
-    cells = [c for c in nb.cells if c.cell_type == "code"]
-    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
-    outputs = [o for c in cells for o in c.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 5
-    text = "".join(str(o.get("text", "")) + str({**o.get("data", {}), "image/png": ""}) for o in outputs)
-    assert not re.search("<progress|site-packages|/(home|root|tmp|Users)/", text)
-    assert "crl_triplets" in text
-    assert "crl_learner(dls).fit_one_cycle()" in [line for c in cells for line in c.source.splitlines()]
-
-
-@pytest.mark.slow
-def test_the_notebook_runs(tmp_path):
-    nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    nb = nbformat.read(NOTEBOOK, as_version=4)
-    (parameters,) = (c for c in nb.cells if "parameters" in c.metadata.get("tags", []))
-    names = [line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line]
-    assert names == ["N_IMAGES", "SIZE", "EPOCHS", "SEED"]
-    parameters.source = "N_IMAGES, SIZE, EPOCHS, SEED = 80, 32, 2, 1"
-    env = {**ENV, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    where = {"metadata": {"path": str(tmp_path)}}
-    client = nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources=where)
-    client.execute(env=env)
-    assert (tmp_path / "out" / "learner.pkl").stat().st_size > 1_000_000
-    text = [o.get("text", "") for c in nb.cells if c.cell_type == "code" for o in c.outputs]
-    assert any("predicts the same: True" in t for t in text)
 
 
 @pytest.fixture(scope="module")
