@@ -43,7 +43,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.profiler import ProfilerActivity, profile
 
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
-from fastai_crl.losses.crl_loss import CRITERIA, CRL, CRLLoss
+from fastai_crl.losses import CRL, CRLLoss
+from fastai_crl.losses.criteria import CRITERIA
 from fastai_crl.losses.hinge import loops
 
 DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
