@@ -302,7 +302,7 @@ class CRL(nn.Module):
                 remembered = None if past is None else past.detach()
                 hard = HardSamples.by_distance(profile, distance.detach(), self.k, remembered)
             to_positive, to_negative = take((distance, past), hard.near, hard.far)
-        is_positive, is_negative = hard.near_bar == 0, hard.each(hard.far_bar) == 0
+        is_positive, is_negative = hard.is_near, hard.each(hard.is_far)
         needed = hard.is_anchor[:, None] if lone_positive else is_positive.any(1, keepdim=True)
         pairs = Pairs(
             to_positive,

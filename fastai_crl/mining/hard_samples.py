@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .profile import Profile
 
-_BIG = 1e30  # beyond any score or distance
-
 
 def _bits(values: Tensor) -> Tensor:
     """Integers that order as these float32 do, none of them -0: their bits, those of negative ones reversed."""
@@ -19,7 +17,10 @@ def _bits(values: Tensor) -> Tensor:
 
 
 def _lowest(values: Tensor, k: int, dim: int) -> Tensor:
-    """Indices of the k smallest along `dim`, smallest first, ties by lower index: `topk` leaves ties open."""
+    """Indices of the k smallest along `dim`, smallest first, ties by lower index: `topk` leaves ties open.
+
+    None may be -0, which 0 + x and 0 - x never are.
+    """
     if values.dtype == torch.float64:
         return values.sort(dim=dim, stable=True).indices.narrow(dim, 0, k)
     index = torch.arange(values.shape[dim], device=values.device)
@@ -35,17 +36,16 @@ def _by_row(row: Tensor, values: Tensor) -> Tensor:
     return torch.add(_bits(values + 0.0), row, alpha=2**32).argsort(stable=True)  # -0 + 0 = 0
 
 
-def _bar(sizes: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """(R, len(columns)): 0 for the first `sizes` of each row, -_BIG for the others."""
-    return (columns >= sizes[:, None]).to(dtype) * -_BIG
+def _first(sizes: Tensor, width: int) -> Tensor:
+    """(R, width) bool: the first `sizes` of each row."""
+    return torch.arange(width, device=sizes.device) < sizes[:, None]
 
 
 def negatives(profile: Profile, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `far_bar` of `HardSamples`."""
-    (n, m), device = scores.shape, scores.device
-    far = _lowest(torch.add(-scores, profile.excluded, alpha=_BIG), min(k, n), 0).T
-    far_bar = _bar(profile.n_majority, torch.arange(far.shape[1], device=device), scores.dtype)
-    return far * m + torch.arange(m, device=device)[:, None], far_bar
+    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `is_far` of `HardSamples`."""
+    n, m = scores.shape
+    far = _lowest((0 - scores).masked_fill_(profile.excluded, torch.inf), min(k, n), 0).T
+    return far * m + torch.arange(m, device=far.device)[:, None], _first(profile.n_majority, far.shape[1])
 
 
 @dataclass
@@ -58,9 +58,9 @@ class HardSamples:
     anchor: Tensor  # (A,) place in (n, M)
     row: Tensor  # (A,) which of the M labels
     near: Tensor  # (R, P) hard positives, hardest first; at class level with the anchor among them
-    near_bar: Tensor  # (A, P) 0 for a pair of an anchor and a hard positive, below all distances otherwise
+    is_near: Tensor  # (A, P) bool: a pair of an anchor and a hard positive
     far: Tensor  # (R, N) hard negatives, hardest first
-    far_bar: Tensor  # (R, N) 0 for a hard negative, below all scores otherwise
+    is_far: Tensor  # (R, N) bool, False for padding
     shared: bool  # class level
     is_anchor: Tensor  # (A,) bool, False for padding
 
@@ -74,7 +74,7 @@ class HardSamples:
 
         Places of the (M, R) scores in `memory` follow those of the batch.
         """
-        (n, m), device, dtype = scores.shape, scores.device, scores.dtype
+        (n, m), device = scores.shape, scores.device
         place, row = profile.anchors()
         place = place.clamp_max(n * m - 1)
         order = _by_row(row, scores.take(place))
@@ -85,11 +85,11 @@ class HardSamples:
         first = count.cumsum(0) - count
         near = place.take((first[:m, None] + column).clamp_max(profile.total - 1))
         rank = torch.arange(profile.total, device=device) - first.take(row)
-        bar = _bar(count, column, dtype).index_select(0, row)
-        bar = bar.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], -_BIG)
+        is_near = _first(count, len(column)).index_select(0, row)
+        is_near.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], False)
         if memory is not None:
-            near, bar = cls._remember(profile, scores, memory, near, column, place, row, k)
-        return cls(place, row.clamp_max(m - 1), near, bar, *negatives(profile, scores, k), True, row < m)
+            near, is_near = cls._remember(profile, scores, memory, near, place, row, k)
+        return cls(place, row.clamp_max(m - 1), near, is_near, *negatives(profile, scores, k), True, row < m)
 
     @staticmethod
     def _remember(
@@ -97,24 +97,21 @@ class HardSamples:
         scores: Tensor,
         memory: Tensor,
         near: Tensor,
-        column: Tensor,
         place: Tensor,
         row: Tensor,
         k: int,
     ) -> tuple[Tensor, Tensor]:
-        """The k + 1 lowest of each label among the batch's own (near) and the memory, and the anchors' bars."""
+        """The k + 1 lowest of each label among the batch's own (near) and the memory, and which are an anchor's."""
         (m, r), size = memory.shape, scores.numel()
-        own = scores.take(near) - _bar(profile.n_minority, column, scores.dtype)
+        own = (scores.take(near) + 0.0).masked_fill_(~_first(profile.n_minority, near.shape[1]), torch.inf)
         assert profile.remembered is not None  # it comes with the memory
-        values = torch.cat([own, memory + (~profile.remembered) * _BIG], 1)
+        values = torch.cat([own, (memory + 0.0).masked_fill_(~profile.remembered, torch.inf)], 1)
         places = torch.cat([near, torch.arange(size, size + m * r, device=near.device).view(m, r)], 1)
         near = places.gather(1, _lowest(values, min(k + 1, values.shape[1]), 1))
-        column = torch.arange(near.shape[1], device=near.device)
-        bar = torch.constant_pad_nd(_bar(profile.partners() + 1, column, scores.dtype), (0, 0, 0, 1), -_BIG)
-        bar = bar.index_select(0, row)
+        is_near = _first(torch.constant_pad_nd(profile.partners() + 1, (0, 1)), near.shape[1]).index_select(0, row)
         itself = near.index_select(0, row.clamp_max(m - 1)) == place[:, None]
-        last = torch.where(itself.any(1, keepdim=True), 0, (column == k).to(bar.dtype))
-        return near, bar - (itself + last) * _BIG
+        last = (torch.arange(near.shape[1], device=near.device) == k) & ~itself.any(1, keepdim=True)
+        return near, is_near & ~itself & ~last
 
     @classmethod
     def by_distance(cls, profile: Profile, distance: Tensor, k: int, memory: Tensor | None = None) -> HardSamples:
@@ -122,29 +119,27 @@ class HardSamples:
 
         Places of the (A, R) distances in `memory`, of each anchor to its label's entries, follow those of the batch.
         """
-        (n, m), dtype = profile.minority_side.shape, distance.dtype
+        n, m = profile.minority_side.shape
         place, row = profile.anchors()
         count = torch.constant_pad_nd(profile.partners(), (0, 1)).take(row)
         is_anchor, place, row = row < m, place.clamp_max(n * m - 1), row.clamp_max(m - 1)
         sample = (place // m)[:, None]
         distance = distance.index_select(0, sample[:, 0])
         minority_side, excluded = (side.T.index_select(0, row) for side in (profile.minority_side, profile.excluded))
-        others = minority_side.scatter_(1, sample, 0)
+        others = minority_side.scatter_(1, sample, False)
         first = n * sample
-        near = torch.add(-distance, torch.rsub(others, 1), alpha=_BIG)
+        near = (0 - distance).masked_fill_(~others, torch.inf)
         if memory is not None and profile.remembered is not None:
-            near = torch.cat([near, (~profile.remembered).index_select(0, row) * _BIG - memory], 1)
+            near = torch.cat([near, (0 - memory).masked_fill_(~profile.remembered.index_select(0, row), torch.inf)], 1)
         near = _lowest(near, max(1, min(k, profile.most - 1 + (0 if memory is None else memory.shape[1]))), 1)
-        far = _lowest(torch.add(distance, excluded, alpha=_BIG), min(k, n), 1)
-        column = torch.arange(max(near.shape[1], far.shape[1]), device=near.device)
-        near_bar = _bar(count, column[: near.shape[1]], dtype)
-        far_bar = _bar(profile.n_majority, column[: far.shape[1]], dtype).index_select(0, row)
+        far = _lowest(distance.masked_fill_(excluded, torch.inf), min(k, n), 1)
+        is_near, is_far = _first(count, near.shape[1]), _first(profile.n_majority, far.shape[1]).index_select(0, row)
         if memory is None:
             near = near + first
         else:
             after = n * n - n + memory.shape[1] * torch.arange(len(row), device=near.device)[:, None]
             near = near + torch.where(near < n, first, after)
-        return cls(place, row, near, near_bar, far + first, far_bar, False, is_anchor)
+        return cls(place, row, near, is_near, far + first, is_far, False, is_anchor)
 
 
 def pairwise_distance(features: Tensor) -> Tensor:

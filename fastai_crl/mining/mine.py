@@ -159,14 +159,13 @@ def mine(
         else:
             hard = HardSamples.by_distance(profile, pairwise_distance(features), k)
             near, far = hard.near % n, hard.far % n
-        positive_mask = hard.near_bar == 0
         return Mined(
             anchor=hard.anchor // len(profile.n_minority),
             label=profile.labels().take(hard.row),
             positive=near,
-            positive_mask=positive_mask,
+            positive_mask=hard.is_near,
             negative=far,
-            negative_mask=(hard.each(hard.far_bar) == 0) & positive_mask.any(1, keepdim=True),
+            negative_mask=hard.each(hard.is_far) & hard.is_near.any(1, keepdim=True),
             flipped=None if profile.flipped is None else profile.flipped.take(hard.row),
             n_classes=n_classes,
         )

@@ -3,8 +3,7 @@
 Everything is static in shape and free of host synchronisation: results are padded to a bound that follows from the
 arguments alone, with masks that say what is real. In joint scope the bound is small by construction: the minority
 classes hold at most ρ·n positives between them, so there are at most ρ·n anchors and ρ·n/2 classes to mine (ρ·n where
-a lone positive will do), however many labels there are. Masks that meet arithmetic are floats of 0 and 1: a CPU
-multiplies much faster than it selects.
+a lone positive will do), however many labels there are.
 """
 
 from __future__ import annotations
@@ -64,14 +63,14 @@ def minority(
 def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
     """The minority side of each label, from (n, C) memberships.
 
-    Returns (n, C): 1 for the samples on it, 0 for the samples on the other side, each 0 or 1 otherwise; and (C,) bool:
-    whether the minority is the label's negatives (attribute scope, else None).
+    Returns two (n, C) bool, the samples on it, and those that are not on the other side; and (C,) bool: whether the
+    minority is the label's negatives (attribute scope, else None).
     """
-    minority_side, excluded = y.floor(), y.ceil()
+    minority_side, excluded = y == 1, y != 0
     if scope == "joint":
         return minority_side, excluded, None
     flipped = 2 * minority_side.sum(0) > len(y)
-    return torch.where(flipped, 1 - excluded, minority_side), torch.where(flipped, 1 - minority_side, excluded), flipped
+    return torch.where(flipped, ~excluded, minority_side), torch.where(flipped, ~minority_side, excluded), flipped
 
 
 @dataclass
@@ -80,8 +79,8 @@ class Profile:
 
     label: Tensor | None  # (M,) long; None: all labels, in order
     flipped: Tensor | None  # (M,) bool: the minority is the label's negatives (attribute scope)
-    minority_side: Tensor  # (n, M) 1 for the minority side, all 0 where the label is not to be mined
-    excluded: Tensor  # (n, M) 0 for the other side, whose samples can be negatives, else 1
+    minority_side: Tensor  # (n, M) bool: on the minority side of a label that is to be mined
+    excluded: Tensor  # (n, M) bool: not on the other side, whose samples can be negatives
     n_minority: Tensor  # (M,) long: minority samples
     n_majority: Tensor  # (M,) long: samples of the other side
     most: int  # the most minority samples that one label can have
@@ -114,10 +113,9 @@ class Profile:
             minority_side, excluded = minority_side.index_select(1, label), excluded.index_select(1, label)
             remembered = None if remembered is None else remembered.index_select(0, label)
         n_majority = torch.rsub(excluded.sum(0), n)
-        used = (small & (n_majority > 0)).to(y.dtype)
+        used = small & (n_majority > 0)
         total = most if scope == "joint" else n_classes * most
-        n_minority, n_majority = (h * used).long(), n_majority.long()
-        samples = minority_side * used, excluded, n_minority, n_majority
+        samples = minority_side & used, excluded, h * used, n_majority
         return cls(label, flipped, *samples, most, total, remembered, lone_positive)
 
     def labels(self) -> Tensor:
@@ -152,7 +150,7 @@ class Profile:
         Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
         """
         n, m = self.minority_side.shape
-        slot = torch.arange(self.total, device=self.n_minority.device, dtype=self.minority_side.dtype)
+        slot = torch.arange(self.total, device=self.n_minority.device)
         # The next one stands where the running count first passes its number: `nonzero` of static size.
         place = torch.searchsorted(self.minority_side.flatten().cumsum(0), slot, right=True)
         return place, (place % m).masked_fill_(place == n * m, m)

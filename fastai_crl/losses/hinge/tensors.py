@@ -41,10 +41,10 @@ def _relative(
     """Eq. 9: places of scores in the flattened (n, M) scores and (M, R) memory, weights, number of active hinges."""
     hard = HardSamples.by_score(profile, scores, k, memory)
     own, row = scores.take(hard.anchor)[:, None], hard.row
-    near, far = flat((scores, memory)).take(hard.near), scores.take(hard.far) + hard.far_bar
+    near, far = flat((scores, memory)).take(hard.near), scores.take(hard.far).masked_fill_(~hard.is_far, -torch.inf)
     gap, to_neg = own - near.index_select(0, row), own - far.index_select(0, row)
     # Of positive i the hinges with the negatives nearer than m + d(a,+i) are active, which are a prefix of them.
-    active = torch.searchsorted(to_neg, gap.abs().add_(margin).add_(hard.near_bar))
+    active = torch.searchsorted(to_neg, gap.abs().add_(margin).masked_fill_(~hard.is_near, -torch.inf))
     width = far.shape[1] + 1
     by_active = scores.new_zeros(far.shape[0] * width)
     by_active.scatter_add_(0, (active + row[:, None] * width).flatten(), torch.ones_like(gap).flatten())
@@ -66,8 +66,8 @@ def _ranking(
     m = scores.shape[1]
     place, row = profile.anchors()
     place, real, row = place.clamp_max(scores.numel() - 1), row < m, row.clamp_max(m - 1)
-    places, bar = negatives(profile, scores, k)
-    far = scores.take(places) + bar
+    places, is_far = negatives(profile, scores, k)
+    far = scores.take(places).masked_fill_(~is_far, -torch.inf)
     active = (scores.take(place)[:, None] - far.index_select(0, row) < margin) & real[:, None]
     active = active.to(scores.dtype) if share is None else active * share.index_select(0, row)[:, None]
     pushed = torch.zeros_like(far).index_add_(0, row, active)
