@@ -191,9 +191,19 @@ class Annotations:
 
     # ---------------------------------------------------------------- what is wrong with it
 
+    def broken(self) -> list[int]:
+        """Return the rows whose id or labels hold a line break, as where a stray quote makes one row of two."""
+        columns = [self.id_col]
+        if isinstance(self.reader.columns, str) and not set("\r\n") & set(self.reader.delim or ""):
+            columns.append(self.reader.columns)
+        return list(np.flatnonzero(np.any([self.frame[c].str.contains(r"[\r\n]") for c in columns], axis=0)))
+
     def require(self) -> None:
-        """Raise ValueError for an empty or doubled id, or a number of labels other than one where one is needed."""
+        """Raise ValueError for an empty or doubled id, a line break, or not one label where one is needed."""
         ids = self.frame[self.id_col]
+        if rows := [f"row {self.lines[i]} ({self.ids[i]!r})" for i in self.broken()]:
+            fix = "Is there a stray quote? Correct it, or pass the line break as label_delim=."
+            raise ValueError(offenders(f"Ids or labels with a line break in {self.source}", rows, fix))
         if rows := [f"row {self.lines[i]}" for i in np.flatnonzero(ids.str.strip() == "")]:
             fix = "Every row needs an id: fill it in or drop it."
             raise ValueError(offenders(f"Empty {self.id_col} in {self.source}", rows, fix))

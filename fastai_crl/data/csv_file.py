@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def read_file(file: Path) -> CsvFile:
             header = row
         elif len(row) != len(header):
             faults.append(Fault("fields do not fit", f"{_span(start, reader.line_num)} has {len(row)}"))
+        elif any(re.match(r'\s+"', value) for value in row):
+            faults.append(Fault("stray quote", f"{_span(start, reader.line_num)} has it after a space"))
         elif reader.line_num > start and _swallows(row, len(header)):
             faults.append(Fault("stray quote", f"{_span(start, reader.line_num)} are one row"))
         else:
@@ -149,7 +152,8 @@ def _swallows(row: list[str], n: int) -> bool:
 
 def _decoded(file: Path) -> str:
     raw = file.read_bytes()
-    found = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4096] else None
+    top = raw[:4096]
+    found = "UTF-16" if top[:2] in (b"\xff\xfe", b"\xfe\xff") or top.count(0) > len(top) / 4 else None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -157,6 +161,9 @@ def _decoded(file: Path) -> str:
         where = f"line {raw.count(bytes([10]), 0, e.start) + 1} holds the byte 0x{raw[e.start]:02x}"
     else:
         where = "it holds zero bytes"
+        if b"\0" in raw and not found:
+            line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
+            raise ValueError(f"Csv file {file} is damaged: it holds zero bytes in line {line}. Restore it from a copy.")
     if found:
         raise ValueError(
             f"Csv file {file} cannot be read: it is not in UTF-8 ({where}), but in {found}, as it seems. Save it as "

@@ -90,7 +90,9 @@ def _parts(label: str) -> list[str]:
 
 
 def _meaning(label: str) -> Any:
+    shown = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(c for c in shown if unicodedata.category(c) != "Cf")  # those have no width
     try:
-        return float(label)
+        return float(text)
     except ValueError:
-        return unicodedata.normalize("NFKC", label).casefold()
+        return text

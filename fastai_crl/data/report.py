@@ -30,6 +30,7 @@ _ERRORS = (
     "stray quote",
     "ids of one file",
     "id outside the folder",
+    "line break in id or label",
     "row without id",
     "id in several rows",
     "row without image",
@@ -162,11 +163,12 @@ def check(
     """Read every image and row of a data set and report all that is wrong with it, as tables.
 
     Errors: a csv or folder that cannot be read; a row that does not fit the header, or that a stray quote makes of
-    several; a row without id, with an id of another row, or with one that names the same file or a file outside the
-    folder; a row without any image, without a label where it needs one, with a label outside `vocab`; a missing or
-    unreadable file; channels of different size. Warnings: an image without row, a row without label; a label that looks
-    like several, or like another; an image of another size than most; a black or saturated channel; an image with the
-    pixels of an earlier one ("duplicate") or nearly so ("near-duplicate", by perceptual hash, see `duplicate_groups`).
+    several; a line break in an id or label; a row without id, with an id of another row, or with one that names the
+    same file or a file outside the folder; a row without any image, without a label where it needs one, with a label
+    outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a row
+    without label; a label that looks like several, or like another; an image of another size than most; a black or
+    saturated channel; an image with the pixels of an earlier one ("duplicate") or nearly so ("near-duplicate", by
+    perceptual hash, see `duplicate_groups`).
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
@@ -238,7 +240,8 @@ def _rows(
     lines: dict[str, list[str]] = {}
     for i, line in zip(ids, rows.lines, strict=True):
         lines.setdefault(i, []).append(str(line))
-    problems = [("row without id", "", "", f"row {n}") for i, n in zip(ids, rows.lines, strict=True) if not i.strip()]
+    problems = [("line break in id or label", ids[i], "", f"row {rows.lines[i]}") for i in rows.broken()]
+    problems += [("row without id", "", "", f"row {n}") for i, n in zip(ids, rows.lines, strict=True) if not i.strip()]
     problems += [
         ("id in several rows", i, "", f"rows {', '.join(at)}") for i, at in lines.items() if i.strip() and len(at) > 1
     ]

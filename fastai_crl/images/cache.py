@@ -133,7 +133,9 @@ def _fill(
         np.save(store / ROWS, np.zeros(len(ids), MARK))
         (store / WHAT).write_text(text)
     marks = np.lib.format.open_memmap(store / ROWS, mode="r+")
-    marks["files"][(os.path.getsize(store / IMAGES) - len(header)) // each :] = 0  # not yet written, or cut off
+    held = os.path.getsize(store / IMAGES)
+    marks["files"][(held - len(header)) // each :] = 0  # not yet written, or cut off
+    os.truncate(store / IMAGES, min(held, len(header) + len(ids) * each))  # what lies behind is not ours
     if verify and (packed := reopen(store, images.folder)) is not None:
         marks["files"][packed.damaged()] = 0
     now, todo = changed(marks, images, ids)

@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +213,8 @@ class ImageSet:
         missing = [f for f in files if f not in names]
         if missing := [f for f in missing if not (os.path.dirname(f) and (self.folder / f).exists())]:
             fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {self.pattern!r})."
+            if there := [form for form in ("NFC", "NFD") if unicodedata.normalize(form, missing[0]) in names]:
+                fix = f"They are there in another Unicode form: unicodedata.normalize({there[0]!r}, id)."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
 
 

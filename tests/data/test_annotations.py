@@ -114,6 +114,18 @@ def test_files_that_are_refused(tmp_path, text, says):
         of(tmp_path, text)
 
 
+@pytest.mark.parametrize("row", ['"b\nc",1,x', 'b,"1\n2",x', '"b,1\nc",2,x', 'b,"1\r2",x'])
+@pytest.mark.parametrize("delim", [" ", None])
+def test_line_breaks_in_ids_and_labels(tmp_path, row, delim):
+    text = f"Id,Target,note\na,1,x\n{row}\n"
+    with pytest.raises(ValueError, match=r"Ids or labels with a line break .*\(1 in all\): row 3 .*stray quote"):
+        of(tmp_path, text, label_delim=delim)
+
+
+def test_line_breaks_between_labels_if_meant(tmp_path):
+    assert of(tmp_path, 'Id,Target,note\na,"1\n2","x\ny"\n', label_delim="\n").labels == [["1", "2"]]
+
+
 @pytest.mark.parametrize("delim", ["", 0, b" "])
 def test_a_delimiter_that_separates_nothing(tmp_path, delim):
     with pytest.raises(ValueError, match="separates nothing"):
@@ -169,6 +181,7 @@ def test_ids_that_lead_out(tmp_path, id_):
         (["0", "0.0"], {"labels alike"}),
         (["1", "01"], {"labels alike"}),
         (["a", "A"], {"labels alike"}),
+        (["1", "1\u200b"], {"labels alike"}),
         ([NFC, NFD], {"labels alike"}),
         (["0", "1", "10", "a-b", "a"], set()),
         (["IgG/A", "plasma, cell"], set()),

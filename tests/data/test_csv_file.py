@@ -40,6 +40,7 @@ FAULTS = {
     "one row swallowed": ('Id,T\nb,"1\nc,3"\nd,1\n', "stray quote", "lines 2 to 3 are one row", ["d"]),
     "swallowed in another column": ('Id,T,n\na,1,"x\nb,2,y"\nc,3,z\n', "stray quote", "lines 2 to 3 are", ["c"]),
     "never closed": ('Id,T\na,1\nb,"1\nc,3\nd,1\n', "stray quote", "lines 3 to 5", ["a"]),
+    "a quote after a space": ('Id,T\na, "1 2"\nb,1\n', "stray quote", "line 2 has it after a space", ["b"]),
     "text after a quote": ('Id,T\na,"1"2\nb,1\n', "stray quote", "line 2", ["b"]),
 }  # fmt: skip
 
@@ -71,6 +72,8 @@ def test_a_comment_over_lines_is_a_value(tmp_path):
         ("Id,T\na,1\n".encode("utf-16-le"), "but in UTF-16"),
         ("Id,T\na,1\n".encode("utf-16-be"), "but in UTF-16"),
         ("Id,T\na,é\n".encode("utf-16"), "but in UTF-16"),
+        (b"Id,T\na,1\nb,1\nc,1\n\0\0\0\0", "damaged: it holds zero bytes in line 5"),
+        (b"Id,T\n" + b"a,1\n" * 2000 + b"\0" * 9000, "damaged: it holds zero bytes in line 2002"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, text, says):

@@ -195,13 +195,14 @@ def test_rows_that_are_not_what_they_seem(root):
         f"{ids[3]},[1]",
         f"{ids[4]},2.0",
     ]
-    file.write_text("\n".join(["Id,Target", *text, f'{ids[5]},"1', f'{ids[6]},2"', f"{ids[7]},2", ""]))
+    file.write_text("\n".join(["Id,Target", *text, f'{ids[5]},"1', f'{ids[6]},2"', f'{ids[7]},"2\n1"', ""]))
     report = check(root, progress=False)
     assert listed(report) >= {
         ("error", "ids of one file", ids[0], ""),
         ("error", "id outside the folder", "../other/x", ""),
         ("error", "fields do not fit", "", ""),
         ("error", "stray quote", "", ""),
+        ("error", "line break in id or label", ids[7], ""),
         ("warning", "label made of others", ids[2], ""),
         ("warning", "label with brackets or quotes", ids[3], ""),
         ("warning", "labels alike", ids[4], ""),

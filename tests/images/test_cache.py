@@ -332,6 +332,16 @@ def test_a_truncated_store_is_an_error_and_is_mended(root, decoded, keep):
     assert np.array_equal(q.images, want) and len(decoded) == 4 * {0: 21, 100: 21, 0.5: 12, -1: 2}[keep]
 
 
+def test_a_store_with_more_behind_it_is_mended(root, decoded):
+    file = pack(root, size=24, progress=False).store / "images.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"more")
+    with pytest.raises(ValueError, match=r"its pixels take .* bytes, not .*Call pack again"):
+        Packed(file.parent, root / "train")
+    pack(root, size=24, progress=False)
+    assert file.read_bytes() == whole
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_store_cut_off_under_a_running_training_is_an_error_that_names_it(root, workers):
     dls = load(root, True, num_workers=workers)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import unicodedata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -352,6 +353,10 @@ def test_check_folder_names_duplicates_and_missing_files(tmp_path):
         check_folder(tmp_path, ["a", "b"])
     with pytest.raises(FileNotFoundError, match=r"4 in all.*ghost_red\.png"):
         check_folder(tmp_path, ["a", "ghost"])
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        write(tmp_path, unicodedata.normalize(form, f"é{form}"), noise())
+        with pytest.raises(FileNotFoundError, match=rf"another Unicode form: unicodedata.normalize\('{form}', id\)"):
+            check_folder(tmp_path, [unicodedata.normalize(other, f"é{form}")])
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.9])

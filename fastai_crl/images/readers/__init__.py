@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_UNKNOWN = "cannot identify its format as one that is read: save it as PNG, TIFF or JPEG"
 _GZIP = Reader("gzip", (".gz",), lambda file, n: _source(unzip(file, n), n), is_gzip)
 _READERS: list[Reader] = [PNG, TIFF_READER, PILLOW, _GZIP]
 
@@ -74,7 +75,7 @@ def _source(file: Input, n: int) -> Source:
         if reader.reads(file):
             break
     else:
-        raise ValueError("it is a folder, and no reader takes it" if file.is_folder else "cannot identify its format")
+        raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
     source = reader.open(file, n)
     check_pixels(source.height, source.width)
     # A grey file saved as colour may stand for one channel, and alpha is no channel unless all four are asked for.
@@ -87,7 +88,7 @@ def _source(file: Input, n: int) -> Source:
 
 def _reason(e: Exception) -> str:
     if isinstance(e, UnidentifiedImageError):
-        return "cannot identify its format"
+        return _UNKNOWN
     return str(e) or type(e).__name__
 
 

@@ -46,10 +46,8 @@ def white_of(dtype: np.dtype, white: int | None, bits: int | None) -> int:
     if bits is not None and dtype != np.int8:
         return 2**bits - 1
     if white is None and dtype != np.uint16:
-        raise ValueError(
-            f"nothing says which {dtype} value is full intensity: save it as uint8 or uint16, or, if 0 is black, pass "
-            "bits=, 9 to 16"
-        )
+        fix = "" if dtype == np.int8 else ", or, if 0 is black, pass bits=, 9 to 16"
+        raise ValueError(f"nothing says which {dtype} value is full intensity: save it as uint8 or uint16{fix}")
     return 65535 if white is None else white
 
 
