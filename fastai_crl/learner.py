@@ -145,7 +145,7 @@ def crl_learner(
     n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     given = [*options, *(["alpha"] if alpha != "auto" else [])]
-    own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback)]
+    own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback) or cb is CRLCallback]
     beside = given + ["schedule"] * (schedule is not None) + ["loss_func=CRLLoss"] * isinstance(loss_func, CRLLoss)
     if own and beside:
         raise ValueError(

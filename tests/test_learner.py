@@ -245,6 +245,8 @@ def test_options_beside_a_callback_of_the_user(hpa_dls, options, named):
         crl_learner(hpa_dls, xresnet18, cbs=CRLCallback(), **options)
     with pytest.raises(ValueError, match="has a CRLCallback already"):
         crl_learner(hpa_dls, xresnet18, cbs=[CRLCallback(), CRLCallback()])
+    with pytest.raises(ValueError, match=f"cbs has a CRLCallback.*give {named} to it"):
+        crl_learner(hpa_dls, xresnet18, cbs=CRLCallback, **options)
 
 
 @pytest.mark.parametrize(("options", "named"), [({"alpha": 0.3}, "alpha"), ({"k": 3}, "k"), ({"shift": None}, "shift")])

@@ -34,7 +34,7 @@ def predict_probabilities(
     Args:
         learn: any learner whose network gives (n, C), or (n,) for one label.
         ds_idx: the loader of `learn.dls`, 1 for validation, 0 for training; all of it, in order, as in validation.
-        dl: a loader in its place, of fastai or torch, or a list of batches.
+        dl: a loader in its place, of fastai or torch, or batches; those of a generator are held in memory.
         need_targets: raise where the loader gives none.
         inner: as for `Learner.get_preds`, for use within a fit.
         predict: test-time augmentation in place of `get_preds`, called as `predict(learn, dl=dl)`; its first result are
@@ -48,7 +48,11 @@ def predict_probabilities(
         ValueError: nothing to predict, a network of several outputs, values that are no probabilities.
     """
     dl = in_order(learn, ds_idx) if dl is None else dl
-    if hasattr(dl, "__len__") and len(dl) == 0:
+    try:
+        len(dl)
+    except TypeError:  # a generator, or a loader of an iterable data set
+        dl = list(dl)
+    if len(dl) == 0:
         raise ValueError("The loader given as dl= holds no batch: there is nothing to predict.")
     if predict is not None:
         out, *others = predict(learn, dl=dl)

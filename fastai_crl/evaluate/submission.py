@@ -94,7 +94,7 @@ def write_submission(
     chunk = int(chunk) if isinstance(chunk, float) and chunk.is_integer() else chunk
     chunk = whole_number("chunk", chunk, 1, "give a whole number of images, at least 1")
     images = learn.dls.images.with_(folder=folder, pattern=learn.dls.pattern if pattern is None else pattern)
-    ids = list(images.ids(subfolders) if ids is None else map(str, ids))
+    ids = [ids] if isinstance(ids, str) else list(images.ids(subfolders) if ids is None else map(str, ids))
     if not ids:
         raise ValueError("ids= holds no id: there is nothing to predict.")
     images.check(ids)

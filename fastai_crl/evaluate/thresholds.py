@@ -1,5 +1,6 @@
 """Thresholds of a network: one per label, or one number behind them all, fitted without fooling oneself."""
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -11,7 +12,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
-from fastai_crl._checks import check_choice
+from fastai_crl._checks import check_choice, whole_number
 
 from .decisions import as_array, as_probabilities, as_targets, decide
 from .metrics import balanced_by_label, f1_by_label
@@ -96,6 +97,8 @@ def fit_thresholds(
     """
     probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
     n_classes = probs.shape[1]
+    if names is not None and len(names) != n_classes:
+        raise ValueError(f"names has {len(names)} names for {n_classes} labels: give one for each, in their order.")
     if rates is not None:
         if how != "rate":
             raise ValueError(f'rates are what how="rate" goes by, and how={how!r}: leave one of them out.')
@@ -286,8 +289,10 @@ def _check(
         )
     if not targets.any():
         raise ValueError("targets hold no 1: there is nothing to fit to.")
-    if not shrink >= 0:
-        raise ValueError(f"shrink={shrink}: give a number of positives, 0 or more, that weigh as much as the others.")
+    if not isinstance(shrink, numbers.Real) or not shrink >= 0:
+        raise ValueError(f"shrink={shrink!r}: give a number of positives, 0 or more, that weigh as much as the others.")
+    rule = "give a whole number, at least "
+    folds, repeats = whole_number("folds", folds, 1, f"{rule}2"), whole_number("repeats", repeats, 0, f"{rule}1")
     if folds < 2 or repeats < 1 or len(probs) < 2 * folds:
         raise ValueError(
             f"folds={folds}, repeats={repeats} for {len(probs)} samples: give at least 2 folds, 1 repeat, and 2 "

@@ -220,7 +220,7 @@ def _check_counts(
             "the number of its samples; or dls= of a data set that tells its labels without opening its images."
         )
     counts = torch.as_tensor(counts, dtype=torch.float32).flatten()
-    n = int(counts.sum()) if single_label or n is None else int(n)
+    n = int(counts.nansum()) if single_label or n is None else int(n)
     if n < 2 or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
         raise ValueError(
             f"counts={counts.tolist()} of n={n} samples: give one count per label, from 0 to n, and n > 1."

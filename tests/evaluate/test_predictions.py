@@ -126,6 +126,8 @@ def test_loaders_of_torch(tmp_path, drop_last, single_label):
     assert len(quiet(learn, d4_tta, learn)[0]) == 18
     if not single_label:
         assert len(quiet(learn, predict_probabilities, learn, dl=DataLoader(dls.valid.dataset, 5))[0]) == 18
+        batches = (batch for batch in DataLoader(dls.valid.dataset, 5))
+        assert torch.equal(quiet(learn, predict_probabilities, learn, dl=batches)[1], y)
 
 
 def test_no_validation_set(hpa, tmp_path):

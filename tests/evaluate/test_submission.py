@@ -491,6 +491,7 @@ def test_ids_and_folders_inside(plain, many, tmp_path):
         write_submission(plain, many, tmp_path / "w.csv", ids=["ghost"])
     with pytest.raises(ValueError, match="holds no id"):
         write_submission(plain, many, tmp_path / "w.csv", ids=[])
+    assert write_submission(plain, many, tmp_path / "w.csv", ids=some[0], progress=False).Id.tolist() == [some[0]]
 
 
 @pytest.mark.parametrize("cache", [False, True])

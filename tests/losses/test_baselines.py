@@ -210,6 +210,8 @@ def test_unknown_names_and_counts(hpa_dls):
         make_loss("db")
     with pytest.raises(ValueError, match=r"logit_adjusted needs .* n=, the number"):
         make_loss("logit_adjusted", counts=[1, 2])
+    with pytest.raises(ValueError, match=r"counts=\[nan, 11.0\] of n=11 samples"):
+        make_loss("class_balanced", counts=[float("nan"), 11], single_label=True)
     with pytest.raises(ValueError, match=r"counts=\[5.0, 11.0\] of n=10 samples"):
         make_loss("weighted_bce", counts=[5, 11], n=10)
     with pytest.raises(ValueError, match="reduction='sum' is unknown"):
