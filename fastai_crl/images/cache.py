@@ -89,7 +89,7 @@ def pack(
     text = json.dumps(what)
     digest = blake2b(text.encode(), digest_size=6).hexdigest()
     store = cache / f"{images.folder.name}-{shape[2]}x{shape[3]}-{digest}"
-    if (packed := _finished(store, images, verify)) is not None:
+    if (packed := _finished(store, text, images, verify)) is not None:
         return packed
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,12 @@ def pack(
         ) from e
 
 
-def _finished(store: Path, images: ImageSet, verify: bool) -> Packed | None:
+def _finished(store: Path, text: str, images: ImageSet, verify: bool) -> Packed | None:
     """Return the store if nothing has to be written to it, as it may be read-only."""
     packed = reopen(store, images.folder)
-    if packed is None or len(changed(packed.marks, images, packed.ids)[1]) or (verify and len(packed.damaged())):
+    if packed is None or (store / WHAT).read_text() != text:  # of other images, put in its place
+        return None
+    if len(changed(packed.marks, images, packed.ids)[1]) or (verify and len(packed.damaged())):
         return None
     return packed
 

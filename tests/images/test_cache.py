@@ -332,6 +332,19 @@ def test_a_truncated_store_is_an_error_and_is_mended(root, decoded, keep):
     assert np.array_equal(q.images, want) and len(decoded) == 4 * {0: 21, 100: 21, 0.5: 12, -1: 2}[keep]
 
 
+def test_the_store_of_other_images_in_the_place_of_one(root, tmp_path):
+    own = pack(root, size=24, progress=False)
+    want, ids = np.array(own.images), list(own.ids)
+    shutil.copytree(root, tmp_path / "more")
+    for file in (root / "train").glob(f"{ids[0]}_*"):
+        shutil.copyfile(file, tmp_path / "more" / "train" / file.name.replace(ids[0], "other"))
+    more = pack(tmp_path / "more", size=24, progress=False)
+    shutil.rmtree(own.store)
+    shutil.copytree(more.store, own.store)
+    found = pack(root, size=24, progress=False)
+    assert list(found.ids) == ids and np.array_equal(found.images, want)
+
+
 def test_a_store_with_more_behind_it_is_mended(root, decoded):
     file = pack(root, size=24, progress=False).store / "images.npy"
     whole = file.read_bytes()
