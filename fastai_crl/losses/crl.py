@@ -204,8 +204,11 @@ class CRL(nn.Module):
             check_targets(logits, targets, "logits")
             check_features(logits, features)
             usable = finite(logits, bound) & (features is None or finite(features))
-            logits = logits.where(usable, 0)
-            features = None if features is None else features.where(usable, 0)
+            if usable.device.type == "cpu" and not torch.compiler.is_compiling() and bool(usable):
+                usable = None  # nothing to mask; a GPU is not waited for
+            else:
+                logits = logits.where(usable, 0)
+                features = None if features is None else features.where(usable, 0)
         else:
             check_batch(logits, targets, features, "logits", bound)
         n, n_classes = logits.shape
