@@ -12,8 +12,9 @@ class Ranking(Relative):
     """Mean over all pairs of max(0, m - d(a,-)), at class level; not in the paper.
 
     Without d(a,+) nothing draws a label's confident positives towards its worst, and a lone positive is an anchor too.
-    Its defaults are those that did best: every label (ρ = 1), each label's mean counting the same, and a margin of 1,
-    beyond which no pair of probabilities is ever apart, so that its gradient never stops.
+    Its defaults are those that did best: ρ = 1 (every label, rarest first, until their positives outnumber the batch),
+    each label's mean counting the same, and a margin of 1, beyond which no pair of probabilities is ever apart, so that
+    its gradient never stops.
     """
 
     name = "ranking"
