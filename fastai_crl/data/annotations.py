@@ -1,7 +1,7 @@
 """The annotations of an image set: ids, labels and other columns, read and checked once; all that needs labels asks."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,8 @@ class Annotations:
             if vocab != "hpa":
                 raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
             vocab = range(len(HPA_LABELS))
+        if isinstance(vocab, Set):
+            raise ValueError(f"vocab={vocab} is a set, which has no order: give a list.")
         vocab = [as_text(o) for o in vocab]
         if len(set(vocab)) < len(vocab):
             raise ValueError(f"vocab={vocab} holds a label twice.")

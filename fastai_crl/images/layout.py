@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from numbers import Integral
 from pathlib import Path
 from string import Formatter
@@ -35,8 +35,10 @@ def check_channels(channels: Sequence[str | int] | str | int) -> tuple[str, ...]
     """Return the names of channels: a lone one is one channel, and whole numbers become text, as in file names.
 
     Raises:
-        ValueError: no channel, one given twice, or a name that cannot be part of a file name.
+        ValueError: no channel, one given twice, a name that cannot be part of a file name, or a set, of no order.
     """
+    if isinstance(channels, Set):
+        raise ValueError(f"channels={channels} is a set, which has no order: give a list.")
     given = tuple(channels) if isinstance(channels, Iterable) and not isinstance(channels, str) else (channels,)
     if bad := [c for c in given if not _names_channel(c)]:
         fix = "They are part of the files' names: give text without a slash, or whole numbers."

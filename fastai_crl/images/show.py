@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def draw_images(
     Raises:
         ValueError: too few `ctxs`; an unknown channel or a percentile out of range.
     """
-    channels = (channels,) if isinstance(channels, str | int) else channels
+    channels = (channels,) if isinstance(channels, str | Integral) else channels
     split = (split,) if isinstance(split, str) else split
     panels = [_panels(image, channels, split) for image in images]
     if ctxs is None:

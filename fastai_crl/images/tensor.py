@@ -1,6 +1,7 @@
 """Multi-channel images as one tensor, whose N channels are shown as a colour picture."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class TensorMultiChannel(TensorImage):
         if stretch is not None and not 50 < stretch <= 100:
             raise ValueError(f"stretch={stretch} is not a percentile in (50,100]: pass for instance stretch=99.5.")
         names = _names(self.channels, len(x))
-        channels = (channels,) if isinstance(channels, str | int) else channels
+        channels = (channels,) if isinstance(channels, str | Integral) else channels
         picked = list(range(len(x))) if channels is None else [_position(c, names) for c in channels]
         img = _to_unit(x[picked])
         if stretch is not None:

@@ -139,6 +139,8 @@ def test_vocabulary(tmp_path):
     with pytest.raises(ValueError, match=r"hold the delimiter \(1 in all\): 'x y'"):
         rows.vocab(["1", "2", "10", "x y"])
     assert rows.vocab([10, 2.0, np.int64(1)]) == ["10", "2", "1"]
+    with pytest.raises(ValueError, match="is a set, which has no order"):
+        rows.vocab({"1", "2", "10"})
 
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))

@@ -114,6 +114,8 @@ def test_a_lone_channel_is_one_channel_and_numbers_are_names():
     assert check_channels("red") == ("red",) and check_channels(405) == ("405",)
     assert check_channels((405, np.int64(488))) == ("405", "488") and check_channels(np.array([1, 2])) == ("1", "2")
     assert check_channels(c for c in "ab") == ("a", "b")
+    with pytest.raises(ValueError, match="is a set, which has no order: give a list"):
+        check_channels({"red", "green"})
 
 
 @pytest.mark.parametrize(

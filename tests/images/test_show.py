@@ -128,6 +128,9 @@ def test_single_channels_and_stretch():
         assert np.array_equal(picture(axes[0]), images[0].composite(["green"])) and not picture(axes[0])[..., 0].any()
     axes = draw_images(images, [[], []], channels=("red", "blue"), stretch=99)
     assert np.array_equal(picture(axes[1]), images[1].composite(["red", "blue"], stretch=99))
+    axes = draw_images(images, [[], []], channels=np.int64(1))
+    assert np.array_equal(picture(axes[0]), images[0].composite(np.int64(1)))
+    assert np.array_equal(picture(axes[0]), images[0].composite("green"))
     with pytest.raises(ValueError, match="no channel 'violet'"):
         draw_images(images, [[], []], channels="violet")
 
