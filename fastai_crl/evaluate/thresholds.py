@@ -97,6 +97,8 @@ def fit_thresholds(
     """
     probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
     n_classes = probs.shape[1]
+    if single_label and targets.sum(0).max() < folds:
+        raise ValueError(f"folds={folds}, and no class has as many samples: give fewer folds, or more samples.")
     if names is not None and len(names) != n_classes:
         raise ValueError(f"names has {len(names)} names for {n_classes} labels: give one for each, in their order.")
     if rates is not None:

@@ -146,6 +146,10 @@ def test_a_class_without_positives():
     assert np.isfinite(fitted.thresholds).all() and np.isnan(fitted.report.in_sample[3])
     with pytest.raises(ValueError, match=r'how=.rate.: a single-label task takes the likeliest class.*how="shift"'):
         fit_thresholds(probs, targets, "rate")
+    few = np.arange(4).repeat(3)
+    assert np.isfinite(fit_thresholds(probs[:12], few, "shift", folds=3).thresholds).all()
+    with pytest.raises(ValueError, match="folds=4, and no class has as many samples: give fewer folds"):
+        fit_thresholds(probs[:12], few, "shift", folds=4)
 
 
 @pytest.mark.parametrize("loss", ["plain", "fastai", "crl", "adjusted"])
