@@ -19,7 +19,7 @@ with warnings.catch_warnings():  # fastai's import calls it, which is to be repl
 from fastcore.script import call_parse
 
 from fastai_crl.all import *
-from fastai_crl.images.show import FOUND
+from fastai_crl.images.show import FOUND, MISSED, draw_images
 from fastai_crl.labels import shown_names
 
 PICTURES = {
@@ -27,6 +27,7 @@ PICTURES = {
     "results": "validation images with the labels found, missed and falsely given",
     "training": "losses, scores and alpha over training; images and triplets of each label",
     "gain": "average precision of each label against the run without rectification, rare labels first",
+    "found": "rare labels found with the rectification and missed without it, an image of each",
 }
 
 
@@ -93,31 +94,57 @@ def draw_training(learn, history, before, report, note):
     fig.suptitle(f"Training{note}", fontsize=11)
 
 
-def compare(here, folder, out):
-    """Print the labels that gained and lost most against the run without rectification, and draw all; None without it.
+def other_run(here, folder, out):
+    """The interpretations with and without rectification, of which `here`, saved in `out`, is one; None if it is alone.
 
-    `here` is this run's interpretation, saved in `out`; both runs are known by `folder`, that of the one with it.
+    Both runs are known by `folder`, that of the one with it.
     """
     plain = folder.with_name(folder.name + "_plain")
     saved = (plain if out == folder else folder) / "validation.npz"
     if not saved.is_file():
         return None
     with np.load(saved) as other:
-        names, counts, n_train = other["names"].tolist(), other["counts"], int(other["n_train"])
-        there = CRLInterpretation(other["probs"], other["targets"], names, counts, n_train)
-    with_crl, without = (here, there) if out == folder else (there, here)
-    try:
-        gain = with_crl.gain(without).dropna().sort_values("AP_gain", ascending=False, kind="stable")
-    except ValueError:
+        options = {"counts": other["counts"], "n_train": int(other["n_train"]), "thresh": other["thresholds"]}
+        there = CRLInterpretation(other["probs"], other["targets"], other["names"].tolist(), **options)
+    if here.names != there.names or not np.array_equal(here.targets, there.targets):
         print(f"\n{saved.parent} is a run on other images or labels, so it is not compared.")
         return None
+    return (here, there) if out == folder else (there, here)
+
+
+def compare(with_crl, without, out):
+    """Print the labels that gained and lost most by the rectification, and draw all."""
+    gain = with_crl.gain(without).dropna().sort_values("AP_gain", ascending=False, kind="stable")
     n = min(5, len(gain) // 2)
-    print(f"\nLabels gained most and lost most against {plain} (--alpha 0), by average precision; one seed:")
+    print("\nLabels gained most and lost most against the run with --alpha 0, by average precision; one seed:")
     print(pd.concat([gain[:n], gain[len(gain) - n :]]).round(3).to_string(index_names=False))
-    print(f"Mean of all: AP {gain['AP_gain'].mean():+.3f}, F1 at 0.5 {gain['F1_gain'].mean():+.3f}")
+    print(f"Mean of all: AP {gain['AP_gain'].mean():+.3f}, F1 {gain['F1_gain'].mean():+.3f} (thresholds fitted on these images)")
     with_crl.plot_gain(without)
     save(out / "gain.png")
-    return gain
+
+
+def draw_found(dls, with_crl, without, note, n=6):
+    """Draw images whose rare label one run finds and the other misses, decided by thresholds fitted in each run."""
+    rare = np.argsort(with_crl.counts, kind="stable")[: len(with_crl.names) // 2]
+    more, less = ((a.chosen & ~b.chosen & a.targets)[:, rare] for a, b in ((with_crl, without), (without, with_crl)))
+    shown = [(int(rare[j]), int(np.flatnonzero(more[:, j])[0])) for j in np.flatnonzero(more.any(0))[:n]]
+    captions = [
+        [
+            (f"{with_crl.names[c]}, {with_crl.counts[c]:.0f} training images", "black"),
+            (f"\N{CHECK MARK} found with CRL {with_crl.probs[i, c]:.2f}", FOUND),
+            (f"\N{BALLOT X} missed without {without.probs[i, c]:.2f}", MISSED),
+        ]
+        for c, i in shown
+    ]
+    print(
+        f"Images of the {len(rare)} rarest labels found by one run alone, with those thresholds: {more.sum()} with the "
+        f"rectification, {less.sum()} without"
+    )
+    if shown:
+        images = [dls.valid_ds[i][0] for _, i in shown]
+        title = f"Rare labels, one validation image of each{note}"
+        draw_images(images, captions, ncols=3, stretch=99.5, title=title)
+    return bool(shown)
 
 
 if __name__ == "__main__":  # options may be written with _ as well as with -
@@ -225,18 +252,27 @@ def main(
         "a threshold for each (cross-fitted), by which the submission and results.png go"
     )
     report.to_csv(out / "labels.csv")
-    arrays = {"probs": interp.probs, "targets": interp.targets, "names": interp.names}
-    np.savez(out / "validation.npz", **arrays, counts=interp.counts, n_train=interp.n_train)
+    decided = CRLInterpretation(
+        interp.probs, interp.targets, interp.names, interp.counts, interp.n_train, learn.thresholds
+    )
+    arrays = {"probs": decided.probs, "targets": decided.targets, "names": decided.names, "thresholds": decided.thresh}
+    np.savez(out / "validation.npz", **arrays, counts=decided.counts, n_train=decided.n_train)
     learn.export("learner.pkl")
-    gain = compare(interp, folder, out)
+    made = set(PICTURES) - {"gain", "found"}
+    if (both := other_run(decided, folder, out)) is not None:
+        compare(*both, out)
+        made.add("gain")
+        if draw_found(dls, *both, note):
+            save(out / "found.png")
+            made.add("found")
 
     files = {file.name for file in out.iterdir() if file.is_file()}
     print(f"\nSaved in {out}: {', '.join(sorted(f for f in files if not f.endswith('.png')))}")
     print("Pictures:")
     for name, what in PICTURES.items():
-        if name != "gain" or gain is not None:
+        if name in made:
             print(f"  {out / name}.png  {what}")
-    if gain is None and alpha != 0:
+    if "gain" not in made and alpha != 0:
         command = shlex.join([*sys.argv, "--alpha", "0"])
         print(f"Next, the same without rectification, and what that changes: python {command}")
     else:

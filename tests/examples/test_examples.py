@@ -124,7 +124,12 @@ def test_a_run_without_rectification_is_compared(synthetic, plain):
     assert len(gains) == 10 and gains.is_monotonic_decreasing
     assert gains.to_numpy() == pytest.approx(np.r_[wanted[:5], wanted[-5:]], abs=6e-4)
     assert gains.to_numpy() == pytest.approx(wanted[gains.index].to_numpy(), abs=6e-4)
-    check_pictures(runs / "hpa_plain", [*PICTURES, "gain.png"])
+    saved = [np.load(runs / name / "validation.npz") for name in ("hpa", "hpa_plain")]
+    rare = np.argsort(saved[0]["counts"], kind="stable")[:14]
+    found = [(a["targets"].astype(bool) & (a["probs"] > a["thresholds"]))[:, rare] for a in saved]
+    more, less = (found[0] & ~found[1]).sum(), (found[1] & ~found[0]).sum()
+    assert f"{more} with the rectification, {less} without" in plain
+    check_pictures(runs / "hpa_plain", [*PICTURES, "gain.png", *["found.png"] * bool(more)])
     assert "runs/hpa_plain/gain.png" in plain and lines[-1].startswith("Next, your own images")
 
 
