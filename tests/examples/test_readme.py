@@ -59,7 +59,7 @@ def one_thread():
 def test_its_python_runs(one_thread, tmp_path, monkeypatch):
     """The blocks in their order, on a few small images, and without downloads."""
     monkeypatch.chdir(tmp_path)
-    path = make_hpa(tmp_path / "data", n=12, size=32, progress=False)
+    path = make_hpa(tmp_path / "data", n=60, size=32, progress=False)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 28))
     scope = {"path": path, "model": model}
     assert len(PYTHON) == 2
