@@ -1,7 +1,6 @@
 """The data block, the csv factory, and real learners on multi-channel images."""
 
 import pickle
-import time
 import zipfile
 from pathlib import Path
 
@@ -626,14 +625,12 @@ def test_sizes_of_any_integer_type(root, size):
 
 
 @needs(LABELS)
-def test_loaders_of_the_full_set_in_seconds(tmp_path):
+def test_loaders_of_the_full_set(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train.csv").write_bytes(LABELS.read_bytes())
     Image.fromarray(pixels(0)[0]).save(tmp_path / "one.png")
     for i in Annotations.from_csv(LABELS).ids:
         for c in HPA_CHANNELS:
             (tmp_path / "train" / f"{i}_{c}.png").symlink_to(tmp_path / "one.png")
-    start = time.perf_counter()
-    dls = load(tmp_path, check=False)
-    assert time.perf_counter() - start < 8  # about one; looking up each id anew took minutes
+    dls = load(tmp_path, check=False)  # about a second; looking up each id anew took minutes
     assert len(dls.train_ds) == 24858 and len(dls.valid_ds) == 6214
