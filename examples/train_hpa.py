@@ -118,7 +118,8 @@ def compare(with_crl, without, out):
     n = min(5, len(gain) // 2)
     print("\nLabels gained most and lost most against the run with --alpha 0, by average precision; one seed:")
     print(pd.concat([gain[:n], gain[len(gain) - n :]]).round(3).to_string(index_names=False))
-    print(f"Mean of all: AP {gain['AP_gain'].mean():+.3f}, F1 {gain['F1_gain'].mean():+.3f} (thresholds fitted on these images)")
+    ap, f1 = gain["AP_gain"].mean(), gain["F1_gain"].mean()
+    print(f"Mean of all: AP {ap:+.3f}, F1 {f1:+.3f} (thresholds fitted on these images)")
     with_crl.plot_gain(without)
     save(out / "gain.png")
 
