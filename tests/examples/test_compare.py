@@ -480,7 +480,7 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
 # ---- one's own data ----
 def test_a_folder_of_ones_own_in_one_command(tmp_path, capsys):
     data = make_hpa(tmp_path / "data", 80, 32, n_test=4, progress=False)
-    options = {"path": str(data), "size": 32, "epochs": 3, "seeds": 1, "fewer": 1, "lrs": "0.01", "width": 4}
+    options = {"path": str(data), "size": 32, "epochs": 3, "seeds": 1, "fewer": 1, "lrs": "0.01", "width": 8}
     threads = torch.get_num_threads()
     compare.main(out=str(tmp_path / "out"), **options)
     torch.set_num_threads(threads)
