@@ -45,6 +45,7 @@ class CRLLoss(nn.Module):
             are out of range. A batch whose logits are not finite is left to the base loss.
 
     Example:
+        >>> import torch
         >>> loss = CRLLoss(alpha=0.3, criterion="ranking")
         >>> logits = torch.zeros(8, 3, requires_grad=True)
         >>> loss(logits, torch.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2]]).backward()
