@@ -100,7 +100,10 @@ def test_white_is_zero_at_any_depth(tmp_path, depth, options, n):
     white = 2**depth - 1
     a = RNG.integers(0, white + 1, (n, 12, 15) if n > 1 else (12, 15)).astype(np.uint8 if depth == 8 else np.uint16)
     more = {"bitspersample": depth} if depth % 8 else {}
-    tiff(a, tmp_path / "w.tif", photometric="miniswhite", **options, **more)
+    try:
+        tiff(a, tmp_path / "w.tif", photometric="miniswhite", **options, **more)
+    except NotImplementedError as e:  # the last imagecodecs for Python 3.10 only reads packed integers
+        pytest.skip(f"imagecodecs {imagecodecs.__version__} cannot write the file: {e}")
     same(tmp_path / "w.tif", np.round((white - a.astype(float)) * (255 / white)).astype(np.uint8), n)
 
 

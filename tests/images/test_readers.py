@@ -83,7 +83,10 @@ def test_bits_leave_files_of_eight_bits_alone(tmp_path):
 
 
 def test_packed_twelve_bit_tiff_knows_its_depth(tmp_path):
-    file = save(tmp_path / "a.tif", GREY16 // 16, bitspersample=12, compression=None)
+    try:
+        file = save(tmp_path / "a.tif", GREY16 // 16, bitspersample=12, compression=None)
+    except NotImplementedError as e:  # the last imagecodecs for Python 3.10 only reads packed integers
+        pytest.skip(f"imagecodecs cannot write the file: {e}")
     assert np.array_equal(read_planes(file)[0], to_bytes(GREY16 // 16, 4095))
 
 
