@@ -190,7 +190,7 @@ def two_classes(n, get):
     return opened(list(range(n + 10)), CategoryBlock(vocab=list("ab")), label, n=n + 10).subset(0)
 
 
-def test_targets_that_are_opened_cost_no_time():
+def test_targets_that_are_opened_are_left():
     calls = []
 
     def decode(i):

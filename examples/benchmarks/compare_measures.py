@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from compare_train import Outputs
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.metrics import class_balanced_accuracy, macro_f1, mean_ap
+from fastai_crl.evaluate.shift import frequency_odds
 from fastai_crl.evaluate.thresholds import best_shift, fit_thresholds
 
 __all__ = ["evaluate", "evaluate_valid", "geometry", "knn", "probabilities", "probe"]
@@ -34,14 +35,9 @@ def probabilities(logits: np.ndarray, single_label: bool) -> np.ndarray:
     return softmax(logits, 1) if single_label else expit(logits)
 
 
-def prior(counts: np.ndarray, n: int, single_label: bool) -> np.ndarray:
-    """How common each label is, as its logits count it: log frequency, or, multi-label, log-odds of frequency."""
-    return np.log(np.maximum(counts, 1) / n) if single_label else logit(np.clip(counts, 1, n - 1) / n)
-
-
 def evaluate_valid(valid: Outputs, y: np.ndarray, counts: np.ndarray, n: int) -> dict[str, float]:
     """Measures on the validation images that choices are made by: mAP, and macro-F1 with the shift fitted to them."""
-    common = prior(counts, n, y.ndim == 1)
+    common = frequency_odds(counts / n, len(counts), y.ndim == 1)
     shift = best_shift(probabilities(valid.logits, y.ndim == 1), y, counts / n)
     shifted = probabilities(valid.logits + shift * common, y.ndim == 1)
     return {
@@ -72,7 +68,8 @@ def evaluate(found: dict[str, Outputs], y: dict[str, np.ndarray], counts: np.nda
     single, n = y["test"].ndim == 1, len(y["train"])
     values: dict[str, Any] = evaluate_valid(found["valid"], y["valid"], counts, n)
     probs = probabilities(found["test"].logits, single)
-    shifted = probabilities(found["test"].logits + values["shift"] * prior(counts, n, single), single)
+    common = frequency_odds(counts / n, len(counts), single)
+    shifted = probabilities(found["test"].logits + values["shift"] * common, single)
     true = np.eye(len(counts), dtype=bool)[y["test"]] if single else y["test"] > 0.5
     chosen = np.eye(len(counts), dtype=bool)[shifted.argmax(1)] if single else decide(shifted)
     recall = np.where(true.any(0), (true & chosen).sum(0) / np.maximum(true.sum(0), 1), np.nan)

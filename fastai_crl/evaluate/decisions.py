@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastai_crl._errors import offenders
 from fastai_crl._fastai import is_single_label
-from fastai_crl.losses import CompleteLoss
+from fastai_crl.losses import CompleteLoss, CRLLoss
 
 _ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
 
@@ -204,7 +204,8 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, 
     single_label = is_single_label(learn.dls)
     if _decider(loss) is None and (single_label or not hasattr(loss, "activation")):
         loss = _completed(loss, single_label)
-    if _decider(loss) is None or getattr(_decider(loss), "single_label", single_label) > single_label:
+    decider = _decider(loss)
+    if decider is None or (getattr(decider, "single_label", False) and not single_label):
         raise ValueError(
             f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
             "such as BCEWithLogitsLossFlat()."
@@ -212,7 +213,7 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, 
     vocab = getattr(learn.dls, "vocab", None)
     values = check_thresholds(thresholds, len(vocab) if vocab else None, vocab)
     # In float64: float32 could round a threshold onto a score.
-    _decider(loss).thresh = torch.from_numpy(values) if values.ndim else float(values)
+    decider.thresh = torch.from_numpy(values) if values.ndim else float(values)
     learn.loss_func = loss
 
 
@@ -230,8 +231,10 @@ def threshold_in_use(learn: Learner) -> float | np.ndarray:
 
 def _completed(loss: Any, single_label: bool) -> Any:
     """Return a loss that decides by thresholds: `loss`, or the one inside a `CRLLoss`, completed."""
-    if not hasattr(loss, "base_loss"):
+    if not isinstance(loss, CRLLoss):
         return CompleteLoss(loss, single_label)
+    if loss.single_label is None:
+        loss.settle(single_label)
     loss.base_loss = _completed(loss.base_loss, single_label)
     return loss
 

@@ -76,12 +76,12 @@ class CRLLoss(nn.Module):
         self._reduction: str = getattr(base_loss, "reduction", "mean")  # until the base loss is complete
         self.single_label = single_label
         if single_label is not None:
-            self._complete(single_label)
+            self.settle(single_label)
         self.seen = SeenLabels()
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         if self.single_label is None:
-            self._complete(is_class_index(logits, targets))
+            self.settle(is_class_index(logits, targets))
         base = self.base_loss(logits, targets)
         if not self.training or self.reduction == "none":
             return base
@@ -91,8 +91,11 @@ class CRLLoss(nn.Module):
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
         return mix(base, rectified, self.seen.add(logits, targets))
 
-    def _complete(self, single_label: bool) -> None:
-        """Make the base loss one with a reduction and an activation, now that the kind of task is known."""
+    def settle(self, single_label: bool) -> None:
+        """Make the base loss one with a reduction and an activation, now that the kind of task is known.
+
+        The first batch does it, if nothing has before.
+        """
         self.single_label = single_label
         if self.base_loss is None:
             self.base_loss = default_base_loss(single_label)

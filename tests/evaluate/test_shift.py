@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score
 from torch import nn
 
-from fastai_crl.evaluate.decisions import decide, thresholds_of
+from fastai_crl.evaluate.decisions import decide, set_thresholds, thresholds_of
 from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.evaluate.metrics import MacroF1
 from fastai_crl.evaluate.shift import frequency_odds, shift_thresholds, training_probabilities
@@ -223,3 +223,15 @@ def test_in_a_learner(hpa_dls, tmp_path):
     frequency = label_counts(hpa_dls.train, hpa_dls.c) / len(hpa_dls.train_ds)
     assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, frequency))
     assert thresholds_of(learn).tolist() == fitted.thresholds.tolist()
+
+
+def test_a_crl_loss_that_waits_for_its_first_batch(single_label_dls, tmp_path):
+    learn = Learner(
+        single_label_dls, nn.Sequential(nn.Flatten(), nn.LazyLinear(single_label_dls.c)), CRLLoss(), path=tmp_path
+    )
+    set_thresholds(learn, np.linspace(0.1, 1, single_label_dls.c))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        assert np.isfinite(learn.recorder.values[0][0])
+        probs, _, decoded = learn.get_preds(with_decoded=True)
+    assert decoded.tolist() == (probs / np.linspace(0.1, 1, single_label_dls.c)).argmax(1).tolist()
