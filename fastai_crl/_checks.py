@@ -68,12 +68,17 @@ def as_plain_tensor(x: Tensor) -> Tensor:
     return x if type(x) is Tensor else x.as_subclass(Tensor)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether a value of `x` can be read without waiting for a GPU or breaking a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_on_device(ok: Tensor, rule: str) -> None:
     """Raise ValueError with `rule` unless the bool scalar `ok` holds: at once on a CPU, without synchronising on a GPU.
 
     On a GPU, and inside a compiled graph, the check runs on the device and fails the next operation that waits for it.
     """
-    if ok.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(ok):
         torch._assert_async(ok, rule)
         return
     try:

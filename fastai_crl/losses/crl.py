@@ -23,6 +23,7 @@ from fastai_crl._checks import (
     features_of,
     finite,
     one_column,
+    readable,
     whole_number,
 )
 from fastai_crl.mining.hard_samples import HardSamples, pairwise_distance, take
@@ -203,8 +204,8 @@ class CRL(nn.Module):
         if skip_non_finite:
             check_targets(logits, targets, "logits")
             check_features(logits, features)
-            usable = finite(logits, bound) & (features is None or finite(features))
-            if usable.device.type == "cpu" and not torch.compiler.is_compiling() and bool(usable):
+            usable = finite(logits, bound) if features is None else finite(logits, bound) & finite(features)
+            if readable(usable) and bool(usable):
                 usable = None  # nothing to mask; a GPU is not waited for
             else:
                 logits = logits.where(usable, 0)

@@ -84,5 +84,5 @@ def mix(base: Tensor, rectified: Rectified, alpha: float | Tensor) -> Tensor:
     """
     dtype = torch.promote_types(base.dtype, rectified.loss.dtype)
     alpha = alpha.to(dtype) if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=dtype, device=base.device)
-    mined = (rectified.counts.sum() > 0) & base.detach().isfinite()
-    return torch.where(mined, alpha * rectified.loss + (1 - alpha) * base, base)
+    alpha = alpha.where(rectified.counts.any() & base.detach().isfinite(), 0)
+    return alpha * rectified.loss + (1 - alpha) * base
