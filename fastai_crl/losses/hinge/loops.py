@@ -112,10 +112,14 @@ def _relative(own, past, others, k, margin, own_weight, hist):
     near_weight = np.zeros(len(near), np.int64)
     # For an anchor that scores above p_+ that is p_- > p_+ - m, whichever anchor it is.
     below = np.array([_n_above(others, p - margin) for p in near])
+    n_near, n_beyond = min(k, len(near)), 0
     for a in range(len(own)):
         itself, pulled = place[a], 0
+        if itself == len(near) and own[a] > near[n_near - 1]:
+            n_beyond += 1
+            continue
         # The κ lowest but for the anchor itself.
-        for i in range(len(near) if itself < len(near) else min(k, len(near))):
+        for i in range(len(near) if itself < len(near) else n_near):
             if i == itself:
                 continue
             count = below[i] if near[i] <= own[a] else _n_above(others, 2 * own[a] - near[i] - margin)
@@ -130,6 +134,10 @@ def _relative(own, past, others, k, margin, own_weight, hist):
             else:
                 pulled += count
         own_weight[a] -= pulled
+    for i in range(n_near):  # of the anchors that score above all of the κ lowest: the slope is that of -p_+
+        hist[below[i]] += n_beyond
+        active += n_beyond * below[i]
+        near_weight[i] -= n_beyond * below[i]
     for i in range(len(near)):
         if source[i] < 0:
             past_sum += near_weight[i] * near[i]
