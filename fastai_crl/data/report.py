@@ -168,7 +168,7 @@ def check(
     outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a row
     without label; a label that looks like several, or like another; an image of another size than most; a black or
     saturated channel; an image with the pixels of an earlier one ("duplicate") or nearly so ("near-duplicate", by
-    perceptual hash, see `duplicate_groups`).
+    perceptual hash, see `duplicate_groups`); all that is wrong with the files of an image without row.
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
@@ -206,8 +206,8 @@ def check(
         problems += found
     in_csv = [] if rows is None else list(dict.fromkeys(i for i in rows.ids if i.strip()))
     ids = list(dict.fromkeys([*in_csv, *in_folder]))
-    if rows is not None:
-        problems += [("image without row", i, "", "") for i in sorted(set(in_folder) - set(in_csv))]
+    unnamed = set() if rows is None else set(in_folder) - set(in_csv)
+    problems += [("image without row", i, "", "") for i in sorted(unnamed)]
 
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
     with ThreadPoolExecutor() as pool:
@@ -223,9 +223,9 @@ def check(
             if image.fingerprint is not None:
                 sizes[i], prints[i] = image.size, image.fingerprint
     problems += _odd_sizes(sizes) + _duplicates(prints, max_distance)
-    table = pd.DataFrame(
-        [("error" if p[0] in _ERRORS else "warning", *p) for p in problems], columns=_COLUMNS, dtype=object
-    )
+    # Files that no row names are never loaded.
+    levelled = [("error" if p[0] in _ERRORS and p[1] not in unnamed else "warning", *p) for p in problems]
+    table = pd.DataFrame(levelled, columns=_COLUMNS, dtype=object)
     n_rows = None if rows is None else len(rows)
     return FolderReport(
         path / folder, n_rows, len(in_folder), Counter(sizes.values()), table, labels, _statistics(histogram, channels)

@@ -48,6 +48,21 @@ def root(hpa, tmp_path) -> Path:
     return path
 
 
+def test_files_that_no_row_names_are_warned_of(root):
+    rows = pd.read_csv(root / "train.csv", dtype=str)
+    rows[2:].to_csv(root / "train.csv", index=False)
+    first, second = rows["Id"][:2]
+    (root / "train" / f"{first}_red.png").write_bytes(b"not an image")
+    (root / "train" / f"{second}_blue.png").unlink()
+    report = check(root, progress=False)
+    assert report.ok and {
+        ("warning", "image without row", first, ""),
+        ("warning", "unreadable file", first, "red"),
+        ("warning", "missing file", second, "blue"),
+    } <= listed(report)
+    HPADataLoaders.from_csv(root, bs=4)  # it is not stopped by them
+
+
 def test_a_sound_set_has_no_errors_and_the_statistics_of_its_pixels(root):
     report = check(root, progress=False)
     assert report.ok and report.n_rows == report.n_images == 60 and dict(report.sizes) == {(32, 32): 60}
