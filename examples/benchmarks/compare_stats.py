@@ -34,7 +34,9 @@ MEASURES = {
     "probe": "linear probe",
     "knn": "k-NN",
 }
+CHOSEN_BY = {"valid_map": "mAP", "valid_f1_shift": "macro-F1, shift"}
 PLAIN = ("bce", "ce")
+DEFAULT = {False: ("bce", "ranking"), True: ("logit_adjusted", "ranking_adjusted")}  # of crl_learner, by single-label
 STYLES = {"none": "-", "ranking": "--", "ranking_adjusted": "-.", "published": (0, (1, 3)), "instance": ":"}
 
 
@@ -84,14 +86,17 @@ def _compare(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str]) 
 def effects(runs: pd.DataFrame, against: str = "none") -> pd.DataFrame:
     """Every arm against another, one row per measure: mean, low and high of the differences by seed.
 
-    against: "none", the same loss and sampler without CRL; or "plain", plain cross entropy alone, uniform batches.
+    against: "none", the same loss and sampler without CRL; "plain", plain cross entropy alone, uniform batches; or
+        "default", what `crl_learner` trains with.
     """
     rows = []
     for arm in runs[ARM].drop_duplicates().to_dict("records"):
         reference = arm | {"crl": "none"}
-        if against == "plain":
+        if against != "none":
             bases = runs.loc[(runs["task"] == arm["task"]) & runs["base"].isin(PLAIN), "base"]
-            reference |= {"base": next(iter(bases), ""), "sampler": "uniform"}
+            plain = next(iter(bases), "")
+            base, crl = (plain, "none") if against == "plain" else DEFAULT[plain == "ce"]
+            reference |= {"base": base, "crl": crl, "sampler": "uniform"}
         if arm != reference:
             rows += _compare(runs[runs["task"] == arm["task"]], reference, arm)
     return pd.DataFrame(rows, columns=[*ARM, "measure", "n", "mean", "low", "high", "verdict"])
@@ -134,11 +139,11 @@ def _means(runs: pd.DataFrame, keys: list[str], header: list[str], measures: lis
 def tables(runs: pd.DataFrame) -> str:
     """Tables in Markdown.
 
-    Of each task the mean of every arm on the test images, what CRL adds, what each arm has over plain cross entropy,
-    and one arm at all learning rates; and how often CRL is better.
+    Of each task the mean of every arm on the test images, what CRL adds, what each arm has over plain cross entropy
+    and over the default, and one arm at all learning rates; how often CRL is better; and the validation images' choice.
     """
     tested, parts = runs[runs["stage"] == "test"], []
-    added, over_plain = effects(tested), effects(tested, "plain")
+    added = effects(tested)
     for (regime, task), group in tested.groupby(["regime", "task"], sort=False):
         measures = measured(group)
         rates = group.drop_duplicates("base").set_index("base")["lr"]
@@ -147,7 +152,8 @@ def tables(runs: pd.DataFrame) -> str:
         parts.append("Learning rates: " + ", ".join(f"{base} {lr}" for base, lr in rates.items()) + ".\n")
         for found, title in (
             (added, "What is added to the same loss and sampler"),
-            (over_plain, "Over plain cross entropy"),
+            (effects(group, "plain"), "Over plain cross entropy"),
+            (effects(group, "default"), "Over the default of crl_learner"),
         ):
             mine = found[(found["regime"] == regime) & (found["task"] == task)]
             if len(mine):
@@ -156,6 +162,7 @@ def tables(runs: pd.DataFrame) -> str:
         parts.append(_at_all_rates(runs[(runs["regime"] == regime) & (runs["task"] == task)], measures))
     if (added["verdict"] != "too few").any():
         parts.append(_counted(added[added["verdict"] != "too few"]))
+    parts.append(_chosen(tested))
     return "\n".join(part for part in parts if part)
 
 
@@ -183,6 +190,33 @@ def _counted(found: pd.DataFrame) -> str:
     return (
         f"## All tasks\n\nIn how many arms what is added is better, level or worse (three seeds or more):\n\n{header}"
     )
+
+
+def _chosen(runs: pd.DataFrame) -> str:
+    """Markdown of what the validation images say of each arm that uniform batches of all tasks of a kind have trained.
+
+    Of the seeds that all arms of a task have: those are as hard for each.
+    """
+    runs, parts = runs[(runs["sampler"] == "uniform")], []
+    single = set(runs.loc[runs["base"] == "ce", "task"])
+    for name, mine in (("several labels", ~runs["task"].isin(single)), ("one label", runs["task"].isin(single))):
+        rows = runs[mine]
+        full = rows.groupby(["base", "crl"])["task"].nunique()
+        arms = full.index[full == full.max()]
+        rows = rows.set_index(["base", "crl"]).loc[lambda r, arms=arms: r.index.isin(arms)].reset_index()
+        shared = rows.groupby(["task", "seed"])["base"].transform("size") == len(arms)
+        means = rows[shared].groupby(["task", "base", "crl"], sort=False)[list(CHOSEN_BY)].mean()
+        tasks = list(dict.fromkeys(means.index.get_level_values("task")))
+        if not tasks or "valid_map" not in means or means.isna().all(axis=None):
+            continue
+        table = []
+        for arm in dict.fromkeys(key[1:] for key in means.index):
+            by_task = means.xs(arm, level=("base", "crl"))
+            over_tasks = [f"{by_task[m].mean():.3f}" for m in CHOSEN_BY]
+            table.append([*arm, *over_tasks, *(" / ".join(f"{v:.3f}" for v in by_task.loc[t]) for t in tasks)])
+        header = ["base loss", "added", *CHOSEN_BY.values(), *(f"{task}: both" for task in tasks)]
+        parts.append(f"Tasks of {name}, mean over them:\n\n{_markdown(header, table)}")
+    return "## On validation, by which a default is chosen\n\n" + "\n".join(parts) if parts else ""
 
 
 # ---- pictures ----
