@@ -144,13 +144,16 @@ class CRL(nn.Module):
         criterion, name = self.criterion, self.criterion.name
         if self.average not in criterion.averages:
             fit = " or ".join(f'"{n}"' for n, c in CRITERIA.items() if self.average in c.averages)
-            raise ValueError(f'average="{self.average}" needs criterion={fit}, not {name!r}.')
-        if self.level not in criterion.levels or (self.memory and not criterion.uses_memory):
             raise ValueError(
-                f"criterion={name!r} has no level={self.level!r} or no use for memory={self.memory!r}: it serves level "
-                f"{' and '.join(map(repr, criterion.levels))}{'' if criterion.uses_memory else ' and memory=0'}. Give "
-                'another criterion, such as "relative".'
+                f'average="{self.average}" needs criterion={fit}, not {name!r}, whose `averages` are '
+                f"{criterion.averages}: give one of those, or another criterion."
             )
+        another = 'Give another criterion, such as "relative".'
+        if self.level not in criterion.levels:
+            served = " and ".join(map(repr, criterion.levels))
+            raise ValueError(f"criterion={name!r} has no level={self.level!r}: it serves {served}. {another}")
+        if self.memory and not criterion.uses_memory:
+            raise ValueError(f"criterion={name!r} has no use for memory={self.memory!r}: it serves memory=0. {another}")
         self._by_hinge = criterion.hinge and self.level == "class"
         check_engine(self.engine, self._by_hinge)
 
@@ -165,13 +168,19 @@ class CRL(nn.Module):
         shown = {**self.options, "criterion": self.criterion.name}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if name not in hidden)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("frequency", "shift"):  # an object that has none takes the state's
+            if getattr(self, name) is None and (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def reset(self) -> None:
         """Forget past batches."""
         if self.past is not None:
             self.past.reset()
 
     def default_margin(self, n_classes: int) -> float:
-        """M for C classes: the margin given, or the criterion's."""
+        """Return m for C classes: the margin given, or the criterion's."""
         if self.margin is not None:
             return self.margin
         return self.criterion.margin(self.level, self.score_space, self.scope, n_classes)

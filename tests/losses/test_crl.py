@@ -548,6 +548,9 @@ def test_buffers_are_saved_and_moved():
     assert torch.equal(fresh(logits, targets), crl(logits, targets))
     fresh.load_state_dict(CRL(4, memory=3, frequency=range(6), shift=[0.0] * 6).state_dict())
     assert fresh.past.read() is None
+    bare = CRL(4, memory=3)
+    bare.load_state_dict(saved)
+    assert torch.equal(bare(logits, targets), crl(logits, targets))
     moved = crl.to("meta")
     assert moved.past.values.is_meta and moved.shift.is_meta
 

@@ -192,3 +192,13 @@ def test_targets_are_checked_before_logits(targets, message):
         for call in (CRL(), CRLLoss(base_loss=lambda z, y: z.sum(), alpha=0.5), CRLLoss(lambda z, y: z.sum(), 0.0)):
             with pytest.raises(ValueError, match=message):
                 call(logits, targets)
+
+
+def test_a_saved_shift_loads_before_the_first_batch():
+    def made():
+        return CRLLoss(make_loss("logit_adjusted", [50, 20, 2], single_label=True), alpha=0.3, criterion="ranking")
+
+    loss, logits, targets = made(), torch.randn(20, 3), torch.arange(20) % 3
+    expected, fresh = loss(logits, targets), made()
+    fresh.load_state_dict(loss.state_dict())
+    assert torch.equal(fresh(logits, targets), expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -53,7 +53,8 @@ class Criterion:
             pairs of an anchor and a negative in place of triplets.
         uses_memory: past positives make sense.
         hinge: at class level the sum is that of max(0, m + d(a,+) - d(a,-)), or with `lone_positive` that of
-            max(0, m - d(a,-)): the fast engines of `losses.hinge` serve it and `sums` is not called.
+            max(0, m - d(a,-)): the fast engines of `losses.hinge` serve it and `sums` is not called. A
+            derived class with `sums` of its own is not served, unless it says so again.
 
     Example:
         Anchors, positives and negatives compared through a softplus, in one class:
@@ -82,6 +83,11 @@ class Criterion:
     lone_positive: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = True
     hinge: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "sums" in vars(cls) and "hinge" not in vars(cls):
+            cls.hinge = False  # sums of its own are not those of the class it is derived from
 
     def margin(self, level: Level, score_space: ScoreSpace, scope: Scope, n_classes: int) -> float:
         """Return the default margin m: the paper's, in logit space as wide as where the sigmoid is steepest."""

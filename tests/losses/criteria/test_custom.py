@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastai_crl.losses import CRL, CRLLoss
-from fastai_crl.losses.criteria import CRITERIA, Criterion, Distribution, make_criterion
+from fastai_crl.losses.criteria import CRITERIA, Criterion, Distribution, Relative, make_criterion
 from tests import oracle
 
 
@@ -112,3 +112,40 @@ def test_a_criterion_without_its_methods_says_so():
     logits, targets = torch.randn(30, 4), (torch.rand(30, 4) < 0.2).float()
     with pytest.raises(NotImplementedError, match=r"Criterion needs a method sums\(pairs, margin\)"):
         CRL(criterion=Criterion())(logits, targets)
+
+
+class SoftRelative(Relative):
+    """Relative with sums of its own, which are not those that the engines compute."""
+
+    name = "soft"
+    sums = Logistic.sums
+
+
+class Renamed(Relative):
+    """Relative by another name."""
+
+    name = "renamed"
+
+
+def test_sums_of_ones_own_are_used_in_a_class_derived_from_one_of_ours():
+    logits, targets = torch.randn(30, 4), (torch.rand(30, 4) < 0.2).float()
+    assert torch.equal(CRL(criterion=SoftRelative())(logits, targets), CRL(criterion=Logistic())(logits, targets))
+    assert torch.equal(CRL(criterion=Renamed())(logits, targets), CRL()(logits, targets))
+    assert Renamed.hinge and not SoftRelative.hinge
+
+
+class ByLabel(Logistic):
+    name, averages, average = "mine", ("triplet",), "label"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": ByLabel()}, r"not 'mine', whose `averages` are \('triplet',\)"),
+        ({"criterion": "ranking", "level": "instance"}, "no level='instance': it serves 'class'"),
+        ({"criterion": "ranking", "memory": 4}, "no use for memory=4"),
+    ],
+)
+def test_what_a_criterion_does_not_serve_is_named_alone(options, message):
+    with pytest.raises(ValueError, match=message):
+        CRL(**options)
