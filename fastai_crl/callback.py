@@ -95,6 +95,7 @@ class CRLCallback(Callback):
         ValueError: alpha or options out of range, a learner that has a `CRLCallback`, or a callback that has a learner,
             at once; when training starts, a learner whose loss is a `CRLLoss`, which has the term already; for instance
             level, a model without a `nn.Linear`; in the first batch, targets that do not fit or are out of range.
+        TypeError: a term that is no `CRL`.
     """
 
     order, run_valid = 5, False  # after MixUp (0), before anything that scales the loss (GradientAccumulation, 6)
@@ -110,6 +111,8 @@ class CRLCallback(Callback):
         **crl: Any,
     ):
         super().__init__()
+        if term is not None and not isinstance(term, CRL):
+            raise TypeError(f"term={term!r}: give a CRL object, or leave it out and give its options, as criterion=.")
         if term is not None and crl:
             raise ValueError(f"term={type(term).__name__} has its options already: give {', '.join(crl)} to it.")
         rule, own = split_shift(shift)

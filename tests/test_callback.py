@@ -767,3 +767,5 @@ def test_a_ready_term(tmp_path):
     assert CRLCallback(term=term).term is term
     with pytest.raises(ValueError, match=r"term=CRL has its options already: give k to it"):
         CRLCallback(term=term, k=4)
+    with pytest.raises(TypeError, match="term='ranking': give a CRL object"):
+        CRLCallback(term="ranking")

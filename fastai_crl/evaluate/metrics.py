@@ -161,12 +161,17 @@ def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -
     "tail" has fewer than cuts[0], "head" more than cuts[1], "medium" the rest. The default cuts are those of
     ImageNet-LT (Liu et al., arXiv:1904.05160) and of the multi-label VOC-MLT and COCO-MLT (arXiv:2007.09654).
 
-    Raises ValueError for cuts that do not ascend.
+    Raises ValueError for cuts that do not ascend, and counts that are None.
 
     Example:
         >>> frequency_groups([500, 100, 20, 19]).tolist()
         ['head', 'medium', 'medium', 'tail']
     """
+    if counts is None:
+        raise ValueError(
+            "counts=None: give (C,) positives in the training set. Of a data set that does not tell its labels without "
+            "opening its images, `label_counts` is None: count them yourself."
+        )
     counts = as_array(counts)
     if not cuts[0] <= cuts[1]:
         raise ValueError(f"cuts={cuts}: give the count where tail ends and the one where head begins, in that order.")

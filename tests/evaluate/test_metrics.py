@@ -139,6 +139,8 @@ def test_frequency_groups():
     assert frequency_groups([5, 10, 50, 51], cuts=(10, 50)).tolist() == ["tail", "medium", "medium", "head"]
     with pytest.raises(ValueError, match=r"cuts=\(100, 20\)"):
         frequency_groups([1], cuts=(100, 20))
+    with pytest.raises(ValueError, match=r"counts=None.*count them yourself"):
+        MeanAPByGroup(None)
 
 
 def test_label_report_by_hand():

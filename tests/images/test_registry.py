@@ -143,3 +143,8 @@ def test_readers_say_how_many_channels_a_file_can_hold():
         ImageSet(".", ("a", "b"), "{id}.two")
     assert ImageSet(".", "a", "{id}.two").per_file == 1
     assert pickle.loads(pickle.dumps(ImageSet(".", "a", "{id}.two"))).per_file == 1
+
+
+def test_what_is_no_reader():
+    with pytest.raises(TypeError, match="reader='npy': give a Reader"):
+        register_reader("npy")

@@ -44,7 +44,12 @@ def register_reader(reader: Reader, first: bool = True) -> None:
     Args:
         reader: of the format.
         first: ask it before all others; else after them.
+
+    Raises:
+        TypeError: something other than a `Reader`.
     """
+    if not isinstance(reader, Reader):
+        raise TypeError(f"reader={reader!r}: give a Reader(name, suffixes, ...) object.")
     _READERS[:] = [r for r in _READERS if r.name != reader.name]
     _READERS.insert(0 if first else len(_READERS), reader)
 
