@@ -348,6 +348,25 @@ def test_differences_are_paired_by_seed():
     assert set(compare_stats.effects(runs_of(-0.0025))["verdict"]) == {"level"}
 
 
+def test_against_the_default_of_the_learner():
+    found = compare_stats.effects(runs_of(0.05), "default")  # of several labels: bce + ranking
+    assert set(found["crl"]) == {"none"} and set(found["verdict"]) == {"worse"}
+
+
+def test_the_choice_is_made_on_seeds_and_tasks_that_all_arms_have():
+    runs = runs_of(0.05).assign(stage="test", lr="0.1")
+    runs = pd.concat([runs, runs.assign(task="other")])
+    runs["valid_map"] = 0.5 + 0.1 * (runs["crl"] == "ranking") + 0.2 * (runs["task"] == "other")
+    runs["valid_f1_shift"] = 0.25
+    runs.loc[runs["seed"] == "5", "valid_map"] = 0.0
+    lacking = (runs["seed"] == "5") & (runs["crl"] == "none")  # of that seed one arm has not run
+    elsewhere = runs[runs["task"] == "toy"].assign(base="asl", valid_map=0.9)  # not trained on the other task
+    table = compare_stats.tables(pd.concat([runs[~lacking], elsewhere]))
+    chosen = table.split("by which a default is chosen")[1]
+    assert "| bce | none | 0.600 | 0.250 | 0.500 / 0.250 | 0.700 / 0.250 |" in chosen
+    assert "| bce | ranking | 0.700 | 0.250 | 0.600 / 0.250 | 0.800 / 0.250 |" in chosen and "asl" not in chosen
+
+
 def test_intervals_are_those_of_a_t_test():
     values = [0.01, 0.03, 0.02, 0.05]
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
