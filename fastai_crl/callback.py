@@ -73,7 +73,7 @@ class CRLCallback(Callback):
     Args:
         alpha: α in [0, 1] at the schedule's full height, or `"auto"`: Ω of the training set's label counts, see
             `imbalance`; of one binary label |½ - share of positives|; where a data set does not tell its labels without
-            opening its items, Ω of the labels seen so far.
+            opening its items or a long wait, Ω of the labels seen so far.
         schedule: factor of α over training, as `f(pct)` with pct in [0, 1] (fastai's `SchedCos(0, 1)`, or any
             function), or an array spread evenly over training. Default: `ramp`, from 0 to 1 in the first quarter.
         gather: with several processes, mine the batches of all of them as one: profile, triplets and gradients are

@@ -23,8 +23,10 @@ __all__ = ["each_item", "label_counts", "label_names", "read_labels", "read_targ
 
 _SAMPLE = 5  # items whose labels are compared with those that training gets
 # Opening a picture of 512 x 512 pixels takes 1.4 ms of the processor, fastai's own pipeline of a csv's row 0.1 ms, a
-# getter on its own 0.01 ms. Wall time would say more of what else the machine does.
-_OPENS, _TIMED = 1e-3, 64  # CPU seconds an item that show that it is opened; items timed together
+# getter on its own 0.01 ms. What else the machine does shows in the wall time, so that its limit is a wide one.
+_ALLOWED = 0.5  # seconds of either that items may take in any case; and beyond them:
+_OPENS = 1e-3  # CPU seconds an item, which show that it is opened
+_WAIT, _PACE = 1.5, 2e-4  # wall seconds for all items, or an item where there are many
 
 _known: dict[int, tuple[weakref.ref, Any, sparse.csr_matrix | None]] = {}
 
@@ -39,12 +41,13 @@ def read_labels(source: Any, n_classes: int | None = None, open_images: bool = F
     Args:
         source: a data set, or a loader of one.
         n_classes: C. Default: what the vocabulary or the targets show.
-        open_images: read them too where each item costs as much of the processor as opening a picture does, more than
-            1 ms; else there are none. How busy the machine is does not matter.
+        open_images: read them whatever they cost. Else there are none as soon as they prove costly: more than 1 ms of
+            the processor an item, as opening a picture takes; or, as on a slow disk, more than 2 s to wait for all of
+            them, or 0.2 ms an item if that is more. Half a second is always allowed.
 
     Returns:
-        The labels; None where they cost as much as opening images, or the targets are neither class indices nor
-        vectors of values from 0 to 1 (those that are 1 are labels), or do not fit `n_classes`.
+        The labels; None where they cost too much, or the targets are neither class indices nor vectors of values from
+        0 to 1 (those that are 1 are labels), or do not fit `n_classes`.
     """
     dataset = source.dataset if isinstance(source, (DataLoader, torch.utils.data.DataLoader)) else source
     if isinstance(dataset, Subset):
@@ -60,7 +63,7 @@ def read_labels(source: Any, n_classes: int | None = None, open_images: bool = F
 
 
 def label_counts(source: Any, n_classes: int | None = None) -> Tensor | None:
-    """Return the number of items with each label, (C,) long, without opening an image; None where they cannot be had.
+    """Return the number of items with each label, (C,) long; None where they cannot be had without opening images.
 
     Args:
         source: `DataLoaders` (the training set counts), a loader or a data set; see `read_labels`.
@@ -111,6 +114,8 @@ class _Row(pd.Series):
     def iloc(self) -> Sequence[Any]:
         return self._row
 
+    values = iloc
+
 
 def each_item(items: Any) -> Iterator[Any]:
     """Yield the items of a fastai data set; the rows of a DataFrame a hundred times as fast as by `iloc`."""
@@ -145,7 +150,7 @@ def read_targets(pipeline: Any, open_images: bool = True) -> list[np.ndarray] | 
     """Return the target of each item of a fastai `TfmdLists`; None where that opens images and may not."""
     for quick in (True, False):
         try:
-            found = _unopened(_quick(pipeline) if quick else iter(pipeline), open_images)
+            found = _unopened(_quick(pipeline) if quick else iter(pipeline), len(pipeline), open_images)
         except Exception:
             if not quick:
                 raise
@@ -192,13 +197,17 @@ def _quick(targets: Any) -> Iterator[np.ndarray]:
         yield encoded[key]
 
 
-def _unopened(targets: Iterable[Any], open_images: bool) -> list[np.ndarray] | None:
-    """Return all targets; None once what they cost of the processor shows that they are opened, and may not be."""
+def _unopened(targets: Iterable[Any], n: int, open_images: bool) -> list[np.ndarray] | None:
+    """Return all `n` targets; None once what they cost shows that they are opened or waited for, and may not be."""
     found: list[np.ndarray] = []
-    start = time.thread_time()
     for y in targets:
         found.append(np.asarray(y))
-        if not open_images and len(found) % _TIMED == 0 and time.thread_time() - start > _OPENS * len(found):
+        if open_images:
+            continue
+        now = np.array([time.thread_time(), time.perf_counter()])
+        if len(found) == 1:  # for which a getter may load its table
+            start, each = now, np.array([_OPENS, max(_WAIT / n, _PACE)])
+        if (now - start > _ALLOWED + each * len(found)).any():
             return None
     return found
 

@@ -206,9 +206,9 @@ def _default_loss(dls: DataLoaders, single_label: bool, n_classes: int | None) -
     counts = label_counts(dls.train, n_classes)
     if counts is None:
         warnings.warn(
-            "The classes of dls cannot be counted without opening images, so that crl_learner trains with plain cross "
-            'entropy, which learns rare classes less well. Pass loss_func=make_loss("logit_adjusted", counts), or '
-            'loss_func="ce" to go without.',
+            "The classes of dls cannot be counted without opening images or a long wait, so that crl_learner trains "
+            "with plain cross entropy, which learns rare classes less well. Pass "
+            'loss_func=make_loss("logit_adjusted", counts), or loss_func="ce" to go without.',
             stacklevel=3,
         )
         return default_base_loss(single_label)

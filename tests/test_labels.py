@@ -1,7 +1,6 @@
 """Labels of data sets, read without their images, against those that training gets."""
 
 import gc
-import itertools
 import time
 from pathlib import Path
 
@@ -55,6 +54,7 @@ WAYS = {
     "function of a row": (FRAME, MULTI, lambda r: r["name"].split()),
     "attribute of a row": (FRAME, CategoryBlock, lambda r: r.one),
     "place of a row": (FRAME, CategoryBlock, lambda r: r.iloc[2]),
+    "values of a row": (FRAME, CategoryBlock, lambda r: r.values[2]),
     "numbers": (FRAME, CategoryBlock, ColReader("n")),
     "whole Series": (FRAME, MULTI, lambda r: r.to_dict()["name"].split()),
     "name of a row": (FRAME, CategoryBlock, lambda r: str(r.name % 4)),
@@ -174,63 +174,95 @@ def test_a_quick_reading_that_would_be_wrong_is_not_taken():
     assert list(sets.vocab) == ["real"] and read_labels(sets.train).sum() == 30
 
 
+@pytest.mark.parametrize("get", [lambda r: r["one"], lambda r: r.one, lambda r: r.iloc[2], lambda r: r.values[2]])
+def test_rows_are_not_made_where_columns_do(get):
+    made = []
+    sets = opened(FRAME, CategoryBlock(vocab=list("abcd")), lambda r: made.append(type(r) is pd.Series) or get(r))
+    made.clear()
+    assert read_labels(sets.train).sum() == 30 and sum(made) <= 5  # those that are compared with the training's
+
+
 def test_faults_of_a_getter_are_raised():
     sets = opened(FRAME, CategoryBlock(vocab=["a"]), ColReader("one"))
     with pytest.raises(KeyError, match="not included in the training dataset"):
         read_labels(sets.train)
 
 
-def two_classes(n, get):
-    """The training set of `n` items and 10 to validate on, of classes a and b in turn, once `get` has been called."""
+class Clock:
+    """Time that passes only in getters: `spend` what each costs, in seconds of the processor and of waiting."""
 
-    def label(i):
-        get(i)
-        return "ab"[i % 2]
+    def __init__(self, monkeypatch):
+        self.cpu = self.wall = self.calls = 0
+        monkeypatch.setattr(labels, "time", self)
 
-    return opened(list(range(n + 10)), CategoryBlock(vocab=list("ab")), label, n=n + 10).subset(0)
+    def thread_time(self):
+        return self.cpu
+
+    def perf_counter(self):
+        return self.wall
+
+    def spend(self, cpu=0.0, wait=0.0):
+        self.cpu, self.wall, self.calls = self.cpu + cpu, self.wall + cpu + wait, self.calls + 1
+
+    def counts(self, n, cost):
+        """Counts of a training set of `n` items, a and b in turn; `cost(i)` is what item i costs; and the calls."""
+        label = [lambda i: "ab"[i % 2]]
+        sets = opened(range(n + 10), CategoryBlock(vocab=list("ab")), lambda i: label[0](i), n=n + 10)
+        label[0] = lambda i: self.spend(**cost(i)) or "ab"[i % 2]
+        self.calls = 0
+        return label_counts(sets.subset(0)), self.calls
 
 
-def test_targets_that_are_opened_are_left():
-    calls = []
+@pytest.mark.parametrize(
+    ("n", "cost", "most"),
+    [
+        (25_000, {"cpu": 0.0014}, 450),  # a picture, opened
+        (1_000, {"cpu": 0.002}, 510),
+        (25_000, {"cpu": 0.06}, 15),
+        (25_000, {"wait": 0.001}, 650),  # a disk in a network
+        (25_000, {"wait": 0.1}, 10),
+        (300, {"wait": 0.1}, 10),
+        (25_000, {"cpu": 1e-5, "wait": 3e-4}, 5100),
+    ],
+)
+def test_labels_that_cost_too_much_are_left(monkeypatch, n, cost, most):
+    clock = Clock(monkeypatch)
+    found, calls = clock.counts(n, lambda i: cost)
+    assert found is None and calls <= most
+    assert clock.wall < 2
 
-    def decode(i):
-        calls.append(i)
-        start = time.thread_time()
-        while time.thread_time() - start < 0.002:  # of the processor, as a decoder takes it
-            pass
 
-    train = two_classes(20_000, decode)
-    before = len(calls)
-    assert read_labels(train) is None and label_counts(train) is None
-    assert len(calls) - before < 200
-    assert label_counts(two_classes(40, decode)).tolist() == [20, 20]
-    train = two_classes(300, decode)
-    assert read_labels(train) is None and read_labels(train, open_images=True).shape == (300, 2)
+@pytest.mark.parametrize(
+    ("n", "cost"),
+    [
+        (25_000, {"cpu": 5e-5, "wait": 1.5e-4}),  # waits three times as long as it works
+        (2_000, {"cpu": 5e-5, "wait": 9e-4}),
+        (100_000, {"cpu": 1.5e-4}),
+        (100, {"cpu": 0.005}),
+        (1, {"cpu": 9.0}),
+    ],
+)
+def test_a_busy_machine_loses_no_labels(monkeypatch, n, cost):
+    found, _ = Clock(monkeypatch).counts(n, lambda i: cost)
+    assert found.tolist() == [(n + 1) // 2, n // 2]
+
+
+@pytest.mark.parametrize("n", [50, 25_000])
+def test_what_the_first_item_costs_is_not_what_each_does(monkeypatch, n):
+    found, _ = Clock(monkeypatch).counts(n, lambda i: {"cpu": 1.0, "wait": 9.0} if i == 0 else {"cpu": 1e-5})
+    assert found.sum() == n
+
+
+def test_a_late_start_of_opening_is_noticed(monkeypatch):
+    found, calls = Clock(monkeypatch).counts(25_000, lambda i: {"wait": 0.02 if i >= 100 else 0})
+    assert found is None and calls < 150
+
+
+def test_labels_are_read_on_demand_whatever_they_cost(monkeypatch):
+    clock = Clock(monkeypatch)
+    train = opened(range(60), CategoryBlock(vocab=["a"]), lambda i: clock.spend(wait=1.0) or "a", n=60).subset(0)
+    assert read_labels(train) is None and read_labels(train, open_images=True).shape == (50, 1)
     assert read_labels(train) is None  # what was read on demand is not taken for cheap
-
-
-def test_a_late_start_of_opening_is_noticed():
-    """Items whose first are cheap."""
-    start = 1000
-
-    def decode(i):
-        until = time.thread_time() + (0.02 if i >= start else 0)
-        while time.thread_time() < until:
-            pass
-
-    train = two_classes(3000, decode)
-    start = 100
-    assert read_labels(train) is None
-
-
-def test_a_busy_machine_loses_no_labels(monkeypatch):
-    """The wall clock runs away: each look at it is a minute later; and getters wait for their turn."""
-    ticks = itertools.count(step=60.0)
-    for clock in ("perf_counter", "monotonic", "time"):
-        monkeypatch.setattr(labels.time, clock, lambda: next(ticks))
-    sleep = time.sleep
-    train = two_classes(500, lambda i: sleep(0.002))
-    assert label_counts(train).tolist() == [250, 250]
 
 
 def test_read_once_and_again_where_changed():
