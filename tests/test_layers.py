@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
@@ -17,17 +19,46 @@ FLOORS = (
 FLOOR = {wing: i for i, wings in enumerate(FLOORS) for wing in wings}
 
 
+def imports_of(parts, source):
+    "Every import of the package in a file's text, `parts` its place: dotted parts of the imported module."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            dotted = [a.name.split(".") for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ["fastai_crl", *parts][: len(parts) + 1 - node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # Of the package itself the names are wings.
+            dotted = [[*base, a.name] for a in node.names] if base == ["fastai_crl"] else [base]
+        else:
+            continue
+        within = (tuple(name[1:]) for name in dotted if name[0] == "fastai_crl")
+        yield from (name for name in within if name not in ((), ("__version__",)))
+
+
 def imports():
     "Every import of the package within itself: file, wing of the importer, dotted parts of the imported module."
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fastai_crl.")):
-                base = parts[: len(parts) - node.level] if node.level else ()
-                yield file, parts[0], (*base, *(node.module or "").removeprefix("fastai_crl.").split("."))
-            elif isinstance(node, ast.Import):
-                names = [a.name.split(".")[1:] for a in node.names if a.name.startswith("fastai_crl.")]
-                yield from ((file, parts[0], tuple(name)) for name in names)
+        yield from ((file, parts[0], module) for module in imports_of(parts, file.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("from fastai_crl import learner as above, labels", ["learner", "labels"]),
+        ("from fastai_crl.losses import crl", ["losses"]),
+        ("from fastai_crl.losses.crl import CRL", ["losses.crl"]),
+        ("import fastai_crl.losses.crl, fastai", ["losses.crl"]),
+        ("from .. import callback", ["callback"]),
+        ("from ..callback import CRLCallback", ["callback"]),
+        ("from . import mine, memory", ["mining"]),
+        ("from .mine import mine", ["mining.mine"]),
+        ("def late():\n    from fastai_crl import learner", ["learner"]),
+        ("from fastai_crl import __version__\nimport fastai_crl\nfrom fastai_crly import learner", []),
+    ],
+)
+def test_every_form_of_import_is_found(source, modules):
+    assert [".".join(m) for m in imports_of(("mining", "profile"), source)] == modules
 
 
 def test_every_wing_has_a_floor():
