@@ -77,6 +77,7 @@ def check_on_device(ok: Tensor, rule: str) -> None:
     """Raise ValueError with `rule` unless the bool scalar `ok` holds: at once on a CPU, without synchronising on a GPU.
 
     On a GPU, and inside a compiled graph, the check runs on the device and fails the next operation that waits for it.
+    Torch's assertion is a private name; it is used here, as `_fastai` is above this module.
     """
     if not readable(ok):
         torch._assert_async(ok, rule)

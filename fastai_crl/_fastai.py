@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from fastai.callback.mixup import MixHandler
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdLists
 from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
@@ -61,18 +63,67 @@ def is_single_label(source: Any, n_classes: int | None = None) -> bool:
             it is not given, whole numbers are class indices, fractions and bools are not.
     """
     if isinstance(source, DataLoaders):
-        pipelines = getattr(source, "tls", None)
-        transforms = pipelines[-1].tfms.fs if pipelines else ()
-        if any(isinstance(t, (MultiCategorize, EncodedMultiCategorize, OneHotEncode)) for t in transforms):
-            return False
-        if any(isinstance(t, Categorize) for t in transforms):
-            return n_classes != 1
+        if (told := told_single_label(source)) is not None:
+            return told and n_classes != 1
         source = next(iter(source[-1] if len(source[-1]) else source[0]))[-1]
     if tuple(source.shape[1:]) not in ((), (1,)):
         return False
     if n_classes is not None:
         return n_classes > 1
     return not str(source.dtype).removeprefix("torch.").startswith(("float", "bfloat", "bool"))
+
+
+def told_single_label(dls: Any) -> bool | None:
+    """Return whether the task is single-label, as the transforms of the targets tell; None where they do not."""
+    encoders = transforms(pipelines(dls)[-1]) if pipelines(dls) else []
+    if any(isinstance(t, (MultiCategorize, EncodedMultiCategorize, OneHotEncode)) for t in encoders):
+        return False
+    return True if any(isinstance(t, Categorize) for t in encoders) else None
+
+
+# ---- what data sets and loaders hold ----
+
+
+def pipelines(source: Any) -> list[TfmdLists]:
+    """Return the pipelines, of each input and target, of fastai's `Datasets` or of loaders of them; of others none."""
+    return list(getattr(source, "tls", None) or ())
+
+
+def transforms(pipeline: Any) -> list[Any]:
+    """Return the transforms of a pipeline of a data set, or of a loader (`after_item`), in the order they run in."""
+    return list((pipeline.tfms if isinstance(pipeline, TfmdLists) else pipeline).fs)
+
+
+def transformed(item: Any, tfms: Iterable[Any], split_idx: int | None) -> Any:
+    """Return what transforms make of an item; those of training leave it be unless `split_idx` is 0."""
+    for f in tfms:
+        item = f(item, split_idx=split_idx)
+    return item
+
+
+def as_validation(loader: Any) -> AbstractContextManager:
+    """Return a context in which a loader's items are transformed as those of validation are: not at random."""
+    as_split = getattr(getattr(loader, "dataset", None), "set_split_idx", None)
+    return as_split(1) if as_split else nullcontext()
+
+
+def keeps_workers(loader: Any) -> bool:
+    """Return whether the workers of a loader live on after an epoch, which `new` does not pass on."""
+    return loader.fake_l.persistent_workers
+
+
+def loader_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `new` under the names that loaders know: fastai's tta calls shuffle "shuffled"."""
+    return {"shuffle" if name == "shuffled" else name: value for name, value in options.items()}
+
+
+def shared_bytes(shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor, uint8, its values undefined, that a worker gives to the main process without a copy.
+
+    PyTorch's own collating makes such.
+    """
+    empty = torch.empty(0, dtype=torch.uint8)
+    return empty.new(empty._typed_storage()._new_shared(math.prod(shape))).resize_(shape)
 
 
 def inner_loader(loader: Any) -> Any:

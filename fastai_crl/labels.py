@@ -18,6 +18,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from fastai_crl._fastai import pipelines, transformed, transforms
+
 # What the reference documents: the base class of `_Row`, pandas' own, has annotations that cannot be read.
 __all__ = ["each_item", "label_counts", "label_names", "read_labels", "read_targets", "shown_names"]
 
@@ -82,8 +84,8 @@ def label_names(dls: Any, n_classes: int) -> list[str]:
 
 def shown_names(dls: Any, n_classes: int) -> list[str]:
     """Return the names of the labels by column, as pictures show them: `label_names` of `from_csv`, else the vocab."""
-    pipelines = getattr(dls, "tls", None)
-    names = getattr(pipelines[-1].tfms, "names", {}) if pipelines else {}
+    encoders = transforms(pipelines(dls)[-1]) if pipelines(dls) else []
+    names = next((t.names for t in encoders if hasattr(t, "names")), {})
     return [names.get(v, v) for v in label_names(dls, n_classes)]
 
 
@@ -132,16 +134,15 @@ def each_item(items: Any) -> Iterator[Any]:
 
 def _state(dataset: Any) -> Any:
     """Return what differs once the items or the vocabulary of `dataset` have changed; None if that cannot be told."""
-    pipelines = getattr(dataset, "tls", None)
-    if pipelines is None or not len(pipelines):
+    if not (pipes := pipelines(dataset)):
         return None
-    items, vocab = pipelines[-1].items, getattr(pipelines[-1], "vocab", None) or ()
+    items, vocab = pipes[-1].items, getattr(pipes[-1], "vocab", None) or ()
     try:
         if isinstance(items, pd.DataFrame):
             held = pd.util.hash_pandas_object(items, index=False).to_numpy().tobytes()
         else:
             held = tuple(map(id, items)) if isinstance(items, (list, tuple, L)) else np.asarray(items).tobytes()
-        return held, tuple(map(id, pipelines[-1].tfms.fs)), tuple(map(str, vocab))
+        return held, tuple(map(id, transforms(pipes[-1]))), tuple(map(str, vocab))
     except (TypeError, ValueError):
         return None
 
@@ -163,21 +164,20 @@ def read_targets(pipeline: Any, open_images: bool = True) -> list[np.ndarray] | 
 def _read(dataset: Any, open_images: bool) -> sparse.csr_matrix | None:
     if isinstance(dataset, TensorDataset):
         return _matrix(list(dataset.tensors[-1].cpu().numpy())) if len(dataset.tensors) > 1 else None
-    pipelines = getattr(dataset, "tls", None)
-    if pipelines is None or len(pipelines) - getattr(dataset, "n_inp", 1) != 1:
+    pipes = pipelines(dataset)
+    if not pipes or len(pipes) - getattr(dataset, "n_inp", 1) != 1:
         return None
-    found, c = read_targets(pipelines[-1], open_images), getattr(pipelines[-1], "c", 0)
+    found, c = read_targets(pipes[-1], open_images), getattr(pipes[-1], "c", 0)
     return None if found is None else _matrix(found, c if isinstance(c, int) else 0)
 
 
 def _quick(targets: Any) -> Iterator[np.ndarray]:
     """Yield the target of each item: getters run for each, the encoding once for each value that they give."""
-    fs = list(targets.tfms.fs)
+    fs = transforms(targets)
     at = next((i for i, f in enumerate(fs) if isinstance(f, Categorize)), len(fs))
     encoded: dict[Any, np.ndarray] = {}
     for item in each_item(targets.items):
-        for f in fs[:at]:
-            item = f(item, split_idx=targets.split_idx)
+        item = transformed(item, fs[:at], targets.split_idx)
         if isinstance(item, _Row):
             raise TypeError("A transform passed a row on.")
         if at == len(fs):
@@ -186,10 +186,7 @@ def _quick(targets: Any) -> Iterator[np.ndarray]:
         text = isinstance(item, (str, int, float))
         key = (type(item), item) if text else tuple(item) if isinstance(item, (list, tuple, L)) else None
         if key is None or key not in encoded:
-            y = item
-            for f in fs[at:]:
-                y = f(y, split_idx=targets.split_idx)
-            y = np.asarray(y)
+            y = np.asarray(transformed(item, fs[at:], targets.split_idx))
             if key is None:
                 yield y
                 continue

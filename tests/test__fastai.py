@@ -1,12 +1,14 @@
 """Facts of fastai and torch that the package relies on."""
 
+import pickle
+
 import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import ParamScheduler  # noqa: F401  (adds lr_find to Learner)
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.learner import Learner, load_learner
 from fastai.losses import (
     BaseLoss,
@@ -20,21 +22,34 @@ from fastai.losses import (
 from fastai.metrics import accuracy_multi
 from fastai.tabular.all import CategoryBlock, TabularDataLoaders
 from fastai.vision.learner import vision_learner
+from fasttransform import Pipeline, Transform
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
+from fastai_crl._checks import check_on_device
 from fastai_crl._fastai import (
+    CaughtEmbedding,
     activation_of,
     add_columns,
+    as_validation,
     blended_targets,
     drop_columns,
     guard_fit,
     inner_loader,
     is_lr_search,
     is_single_label,
+    keeps_workers,
+    loader_options,
+    logits_and_targets,
+    pipelines,
     rebuild,
     record_schedule,
+    shared_bytes,
+    told_single_label,
+    transformed,
+    transforms,
     unguard_fit,
 )
 from fastai_crl.losses import CRLLoss, make_loss
@@ -46,6 +61,98 @@ def test_the_loader_of_one_process_holds_the_whole_one():
     assert inner_loader(distributed.DistributedDL(whole, 0, 2, device="cpu")) is whole
     assert inner_loader(type("Own", (distributed.DistributedDL,), {})(whole, 0, 2, device="cpu")) is whole
     assert inner_loader(whole) is whole
+
+
+class Training(Transform):
+    """Adds 100, in training only, and after plain functions."""
+
+    order, split_idx = 5, 0
+
+    def encodes(self, x: int):
+        return x + 100
+
+
+def training_sets():
+    """Items 0 to 7, ten times as much as targets; 0 to 3 are trained on, with `Training`."""
+    splits = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    return Datasets(list(range(8)), [[Training(), lambda i: i + 1], [lambda i: i * 10]], splits=splits)
+
+
+def test_the_pipelines_of_data_sets():
+    sets = training_sets()
+    dls = sets.dataloaders(bs=2, num_workers=0, device="cpu")
+    for source, split in ((dls, 0), (dls.train_ds, 0), (dls.train.dataset, 0), (dls.valid_ds, 1)):
+        x, y = pipelines(source)
+        for pipe in (x, y):
+            assert pipe.split_idx == split
+            assert [transformed(i, transforms(pipe), split) for i in pipe.items] == list(pipe)
+    x, _ = pipelines(sets.train)
+    assert type(transforms(x)[-1]) is Training and len(transforms(x)) == 2
+    assert [transformed(1, transforms(x), i) for i in (0, 1, None)] == [102, 2, 2]
+    data = TensorDataset(torch.rand(2, 3), torch.rand(2))
+    loader = torch.utils.data.DataLoader(data)
+    assert pipelines(data) == pipelines(DataLoaders(loader, loader)) == []
+
+
+def test_the_transforms_of_loaders():
+    dls = training_sets().dataloaders(bs=2, num_workers=0, device="cpu", after_item=[Training()], before_batch=[])
+    assert [type(f) for f in transforms(dls.train.after_item)] == [Training]
+    assert transforms(dls.train.before_batch) == [] == transforms(Pipeline([]))
+
+
+def test_a_training_set_as_validation():
+    dls = training_sets().dataloaders(bs=4, num_workers=0, device="cpu", shuffle=False)
+    dl = dls.train.new(shuffle=False)
+    plain = [1, 2, 3, 4]
+    with as_validation(dl):
+        assert next(iter(dl))[0].tolist() == plain
+    assert next(iter(dl))[0].tolist() == [x + 100 for x in plain]
+    with as_validation([(1, 2)]):  # batches that have no data set
+        pass
+
+
+def test_workers_that_live_on():
+    dl = TfmdDL(list(range(4)), bs=2, num_workers=1, persistent_workers=True, device="cpu")
+    assert keeps_workers(dl) and not keeps_workers(TfmdDL([0], bs=1, num_workers=0, device="cpu"))
+    assert not keeps_workers(dl.new())
+    assert keeps_workers(dl.new(persistent_workers=keeps_workers(dl)))
+
+
+def test_how_fastai_asks_for_a_loader_that_does_not_shuffle(tmp_path, monkeypatch):
+    asked, new = [], TfmdDL.new
+    monkeypatch.setattr(TfmdDL, "new", lambda self, *args, **kwargs: asked.append(kwargs) or new(self, *args, **kwargs))
+    sets = Datasets([[0.5], [1.0]], [[lambda x: torch.tensor(x)]] * 2, splits=[[0], [1]])
+    dls = sets.dataloaders(bs=1, num_workers=0, device="cpu")
+    learn = Learner(dls, nn.Linear(1, 1), MSELossFlat(), path=tmp_path)
+    asked.clear()
+    with learn.no_bar(), learn.no_logging():
+        learn.tta(n=1)
+    assert asked[0] == {"shuffled": False, "drop_last": False}
+    assert loader_options(asked[0]) == {"shuffle": False, "drop_last": False}
+    assert loader_options({"shuffle": True, "bs": 2}) == {"shuffle": True, "bs": 2}
+
+
+def test_bytes_that_processes_share():
+    x = shared_bytes((2, 3, 4))
+    assert x.shape == (2, 3, 4) and x.dtype == torch.uint8 and x.is_contiguous() and x.is_shared()
+    x.numpy()[:] = 7
+    assert (x == 7).all() and not torch.empty(2, 3, 4, dtype=torch.uint8).is_shared()
+
+
+def test_an_assertion_on_the_device():
+    true, false = torch.tensor(True), torch.tensor(False)
+    torch._assert_async(true, "the rule")
+    with pytest.raises(RuntimeError, match="the rule"):
+        torch._assert_async(false, "the rule")
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def checked(x):
+        check_on_device((x > 0).all(), "the rule")
+        return x + 1
+
+    assert checked(torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(RuntimeError, match="the rule"):
+        checked(torch.zeros(2))
 
 
 # ---------------------------------------------------------------- activations
@@ -114,6 +221,7 @@ def test_kind_of_targets(targets, n_classes, expected):
 
 def test_kind_of_loaders(hpa_dls, single_label_dls, tmp_path):
     assert not is_single_label(hpa_dls, hpa_dls.c) and is_single_label(single_label_dls, 3)
+    assert told_single_label(hpa_dls) is False and told_single_label(single_label_dls) is True
     for dls, expected in ((hpa_dls, False), (single_label_dls, True)):
         Learner(dls, nn.Linear(2, 2), path=tmp_path).export("x.pkl")
         assert is_single_label(load_learner(tmp_path / "x.pkl").dls) is expected  # it has no items
@@ -122,6 +230,7 @@ def test_kind_of_loaders(hpa_dls, single_label_dls, tmp_path):
         data = torch.utils.data.TensorDataset(x, y)
         loader = torch.utils.data.DataLoader(data, batch_size=2)
         assert is_single_label(DataLoaders(loader, loader)) is expected
+        assert told_single_label(DataLoaders(loader, loader)) is None
         assert is_single_label(DataLoaders.from_dsets(data, data, bs=2, num_workers=0)) is expected
     frame = pd.DataFrame({"a": [0.1, 0.2] * 8, "y": list("xyzx") * 4})
     table = TabularDataLoaders.from_df(frame, y_names="y", cont_names=["a"], y_block=CategoryBlock(), bs=4)
@@ -222,6 +331,67 @@ def test_targets_that_mixup_blends(tmp_path, single_label):
         other, share = blended
         each = [F.cross_entropy(pred, t, reduction="none") for t in (other, y)]
         torch.testing.assert_close(torch.Tensor(loss), torch.lerp(*each, share).mean())
+
+
+class Batch:
+    """What of a learner `logits_and_targets` looks at."""
+
+    def __init__(self, pred, *yb, cbs=()):
+        self.pred, self.yb, self.cbs = pred, yb, cbs
+
+
+def test_logits_and_targets_of_a_batch(tmp_path):
+    seen, of = [], logits_and_targets
+    learn = small_learner(tmp_path, [Now("after_loss", lambda: seen.append((learn.pred, learn.yb[0], *of(learn))))])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    for pred, y, logits, targets in seen:
+        assert torch.equal(logits, torch.Tensor(pred)) and torch.equal(targets, y)
+        assert type(logits) is type(targets) is torch.Tensor
+    assert len(seen) == 4
+    one = torch.rand(4)
+    assert of(Batch(one, one))[0] is one
+    for pred, yb, message in [
+        ((one, one), (one,), r"output is tuple: .* one tensor of logits"),
+        (torch.rand(4, 3, 2), (one,), r"output is \(4, 3, 2\)"),
+        (one, (one, one), "targets Tensor, Tensor: .* exactly one"),
+        (one, (), "targets none"),
+        (one, ([1],), "targets list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            of(Batch(pred, *yb))
+
+
+def test_targets_of_images_that_mixup_blended(tmp_path):
+    seen, mixup = [], MixUp(1.0)
+    learn = small_learner(tmp_path, [mixup], single_label=True)
+    look = Now("after_loss", lambda: seen.append((learn.yb[0], mixup.yb1[0], mixup.lam, logits_and_targets(learn)[1])))
+    look.run_valid = False
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=look)
+    assert len(seen) == 2
+    for y, other, share, targets in seen:
+        want = torch.eye(3)[y] * share.reshape(-1, 1) + torch.eye(3)[other] * (1 - share.reshape(-1, 1))
+        torch.testing.assert_close(targets, want)
+
+
+def test_the_embedding_is_caught_on_its_way():
+    body, head = nn.Conv2d(1, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Linear(5, 3))
+    model, x = nn.Sequential(body, head), torch.rand(6, 1, 4, 4)
+    maps = body(x).flatten(1)
+    for module, want in ((None, head[1](maps)), (head[1], head[1](maps)), (body, maps)):
+        caught = CaughtEmbedding()
+        hook = caught.hook(model.train(), module)
+        model(x)
+        assert torch.equal(caught.features, want) and caught.features.requires_grad
+        assert pickle.loads(pickle.dumps(caught)).features is None
+        model.eval()(x)
+        assert caught.features is None  # of training batches only
+        hook.remove()
+        model.train()(x)
+        assert caught.features is None
+    with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear whose input could be the embedding"):
+        CaughtEmbedding().hook(body, None)
 
 
 def test_a_learner_is_rebuilt_as_another_class(hpa_dls, tmp_path):

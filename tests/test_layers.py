@@ -1,6 +1,7 @@
 """The package has floors, and one way down: no module imports from above, or the private part of a wing beside it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,11 @@ def test_no_circles():
 
 def test_only_data_and_synthetic_know_the_human_protein_atlas():
     assert {wing for _, wing, (to, *_) in imports() if to == "hpa"} <= {"data", "synthetic", "all"}
+
+
+def test_insides_of_fastai_and_torch_are_known_to_one_module():
+    "Its tests hold them; `_checks`, which it imports, has the one assertion of torch."
+    insides = re.compile(r"""\.tls\b|"tls"|\.fs\b|\bfake_l\b|set_split_idx|"shuffled"|_typed_storage|\btorch\._""")
+    found = {f.stem: set(insides.findall(f.read_text())) for f in PACKAGE.rglob("*.py")}
+    assert found.pop("_fastai") and found.pop("_checks") == {"torch._"}
+    assert not {module: names for module, names in found.items() if names}

@@ -9,6 +9,7 @@ from fastai.data.transforms import ToTensor
 from fastai.torch_core import TensorCategory, TensorMultiCategory
 from fastcore.basics import chunked
 
+from fastai_crl._fastai import pipelines, transformed, transforms
 from fastai_crl.images.cache import Packed
 from fastai_crl.labels import each_item, read_targets
 from fastai_crl.samplers import SampledDL
@@ -27,14 +28,14 @@ class PackedDL(SampledDL):
 
     def _source(self) -> tuple[Packed, np.ndarray, list[torch.Tensor]] | None:
         """The cache, its rows and the targets for the items of the data set; None if they must be made one by one."""
-        tls = getattr(self.dataset, "tls", ())
-        opener = tls[0].tfms.fs[-1] if len(tls) and len(tls[0].tfms.fs) else None
-        plain = all(type(f) is ToTensor for f in self.after_item.fs) and not self.before_batch.fs
+        pipes = pipelines(self.dataset)
+        opener = (transforms(pipes[0]) or [None])[-1] if pipes else None
+        plain = all(type(f) is ToTensor for f in transforms(self.after_item)) and not transforms(self.before_batch)
         packed = getattr(opener, "cache", None)
         if packed is None or not plain or self.bs is None:
             return None
         if self._found is None or self._found[0] is not self.dataset:
-            self._found = self.dataset, packed, *_columns(tls, packed)
+            self._found = self.dataset, packed, *_columns(pipes, packed)
         return None if self._found[2] is None else self._found[1:]
 
     def before_iter(self) -> None:
@@ -58,17 +59,13 @@ class PackedDL(SampledDL):
         return res
 
 
-def _columns(tls: Sequence[Any], packed: Packed) -> tuple[np.ndarray | None, list[torch.Tensor]]:
+def _columns(pipes: Sequence[Any], packed: Packed) -> tuple[np.ndarray | None, list[torch.Tensor]]:
     """Rows of the cache, and the targets, for the items of a data set; no rows if they cannot be had."""
-    *before, _ = tls[0].tfms.fs
-    prefixes = []
-    for item in each_item(tls[0].items):
-        for f in before:
-            item = f(item, split_idx=tls[0].split_idx)
-        prefixes.append(item)
+    *before, _ = transforms(pipes[0])
+    prefixes = [transformed(item, before, pipes[0].split_idx) for item in each_item(pipes[0].items)]
     rows, targets = packed.rows(prefixes), []
-    for tl in tls[1:]:
-        if rows is None or type(first := tl[0]) not in (TensorCategory, TensorMultiCategory):
+    for pipe in pipes[1:]:
+        if rows is None or type(first := pipe[0]) not in (TensorCategory, TensorMultiCategory):
             return None, []
-        targets.append(torch.from_numpy(np.stack(read_targets(tl))).as_subclass(type(first)))
+        targets.append(torch.from_numpy(np.stack(read_targets(pipe))).as_subclass(type(first)))
     return rows, targets

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastai_crl._checks import whole_number
 from fastai_crl._errors import offenders
-from fastai_crl._fastai import is_single_label
+from fastai_crl._fastai import is_single_label, pipelines, transforms
 from fastai_crl.distributed import n_processes
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import replace_file
@@ -180,7 +180,7 @@ def _by_the_first(make: Callable[[], Any]) -> Any:
 @contextmanager
 def _opening_as(learn: Learner, images: ImageSet) -> Iterator[None]:
     """Have the learner's loaders open files named as `images` says, which may differ from those of the training."""
-    openers = [f for pipeline in learn.dls.tls for f in pipeline.tfms.fs if isinstance(f, OpenMultiChannel)]
+    openers = [f for p in pipelines(learn.dls) for f in transforms(p) if isinstance(f, OpenMultiChannel)]
     openers = [f for f in openers if f.images.pattern != images.pattern]
     before = [(f.images, f.pattern, f.cache) for f in openers]
     for f in openers:  # a cache holds the files of the training's names

@@ -1,7 +1,6 @@
 """Test-time augmentation over the eight flips and quarter turns of an image."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -11,7 +10,7 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_crl._fastai import activation_of, is_single_label
+from fastai_crl._fastai import activation_of, as_validation, is_single_label
 from fastai_crl.augment import d4
 
 from .predictions import in_order, loader_of
@@ -87,6 +86,5 @@ def d4_tta(
     if dl is None:
         loader = loader_of(learn, ds_idx)
         dl = loader.new(shuffle=False, drop_last=False) if hasattr(loader, "new") else in_order(learn, ds_idx)
-    as_validation = getattr(getattr(dl, "dataset", None), "set_split_idx", None)
-    with as_validation(1) if as_validation else nullcontext():
+    with as_validation(dl):
         return learn.get_preds(dl=dl, act=noop, cbs=[*L(cbs), _D4Predictions(act)], **kwargs)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from fastai_crl._errors import offenders
+from fastai_crl._fastai import shared_bytes
 
 from .image_set import ImageSet
 from .tensor import TensorMultiChannel
@@ -162,9 +163,8 @@ class Packed:
         if torch.utils.data.get_worker_info() is None:
             # In large pages where the system has them, unlike torch.empty.
             out = torch.from_numpy(np.empty(shape, np.uint8))
-        else:  # straight into the memory that the main process will see, as PyTorch's own collating does
-            empty = torch.empty(0, dtype=torch.uint8)
-            out = empty.new(empty._typed_storage()._new_shared(math.prod(shape))).resize_(shape)
+        else:  # straight into the memory that the main process will see
+            out = shared_bytes(shape)
         self._read(rows.tolist(), out.numpy().reshape(len(rows), self._each))
         return TensorMultiChannel(out, channels=self.channels)
 

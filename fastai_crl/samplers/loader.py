@@ -10,6 +10,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import num_distrib
 from scipy import sparse
 
+from fastai_crl._fastai import keeps_workers, loader_options
 from fastai_crl.labels import read_labels
 
 from .base import Sampler, SamplerFactory, as_labels, check_sampler, make_sampler
@@ -138,8 +139,7 @@ class SampledDL(TfmdDL):
         return order.astype(np.int64)
 
     def new(self, dataset: Any = None, cls: type | None = None, **kwargs: Any) -> TfmdDL:
-        if "shuffled" in kwargs:  # fastai's tta writes it so
-            kwargs["shuffle"] = kwargs.pop("shuffled")
+        kwargs = loader_options(kwargs)
         if cls is None or issubclass(cls, SampledDL):
             same = (dataset is None or dataset is self.dataset) and "get_idxs" not in kwargs
             own = {"sampler": self._sampler, "sampler_kwargs": self._options, "targets": self._targets}
@@ -168,7 +168,6 @@ def with_sampler(
             "dl_type=SampledDL, or with fastai's own TfmdDL."
         )
     given = {"sampler": sampler, "sampler_kwargs": kwargs, "targets": targets}
-    persistent = train.fake_l.persistent_workers
     cls = SampledDL if type(train) is TfmdDL else type(train)
-    sampled = train.new(cls=cls, shuffle=True, persistent_workers=persistent, **given)
+    sampled = train.new(cls=cls, shuffle=True, persistent_workers=keeps_workers(train), **given)
     return type(dls)(sampled, *dls.loaders[1:], path=dls.path, device=dls.device)
