@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from fastai_crl._checks import check_choice
+from fastai_crl._fastai import told_single_label
 from fastai_crl.labels import label_counts
 
 from .complete import CompleteLoss, complete
@@ -197,8 +198,11 @@ def make_loss(
         >>> "asl" in MULTI_LABEL_LOSSES, "class_balanced" in SINGLE_LABEL_LOSSES
         (True, True)
     """
-    if single_label is None:
-        single_label = name not in _MULTI if dls is None else torch.as_tensor(dls.train_ds[0][-1]).ndim == 0
+    if single_label is None and dls is not None:
+        told = told_single_label(dls)
+        single_label = torch.as_tensor(dls.train_ds[0][-1]).ndim == 0 if told is None else told
+    elif single_label is None:
+        single_label = name not in _MULTI
     kind = "single-label" if single_label else "multi-label"
     table = _SINGLE if single_label else _MULTI
     check_choice(f"loss of a {kind} task", name, tuple(table))

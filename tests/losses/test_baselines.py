@@ -9,10 +9,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import ShortEpochCallback
+from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.labels import label_counts
 from fastai_crl.learner import crl_learner
 from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
@@ -192,6 +195,25 @@ def test_counts_from_data_loaders(hpa_dls, single_label_dls):
     single = make_loss("logit_adjusted", dls=single_label_dls)
     assert single.single_label and single.reduction == "mean"
     torch.testing.assert_close(single.shift, (counts / counts.sum()).log())
+
+
+def test_the_kind_of_task_opens_no_image(hpa_dls, single_label_dls, monkeypatch):
+    def fail(*args):
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(ImageSet, "open", fail)
+    with pytest.raises(AssertionError, match="was opened"):
+        hpa_dls.train_ds[0]
+    for dls, expected in ((hpa_dls, False), (single_label_dls, True)):
+        assert make_loss("logit_adjusted", dls=dls).single_label is expected
+
+
+def test_the_kind_of_task_of_plain_data():
+    x = torch.rand(6, 4)
+    for y, expected in ((torch.arange(6) % 3, True), (torch.rand(6), True), (torch.zeros(6, 3), False)):
+        data = TensorDataset(x, y)
+        dls = DataLoaders.from_dsets(data, data, bs=2, num_workers=0)
+        assert make_loss("logit_adjusted", counts=[3, 2, 1], n=6, dls=dls).single_label is expected
 
 
 def test_mixup_of_class_indices(single_label_dls):
