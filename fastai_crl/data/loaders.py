@@ -21,6 +21,7 @@ from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, w
 
 from .annotations import Annotations, make_names
 from .cached_loader import PackedDL
+from .keywords import KEYWORDS, check_keywords
 from .splits import Split, split_by, validation_rows
 from .targets import RowLabels, RowPrefix, target_block
 from .transforms import Stats, check_tfms, make_stats, make_tfms
@@ -60,7 +61,7 @@ class MultiChannelDataLoaders(DataLoaders):
     """`DataLoaders` of multi-channel images, of any channels, with labels in a csv."""
 
     @classmethod
-    @delegates(DataLoaders.from_dblock)
+    @check_keywords
     def from_csv(
         cls,
         path: str | Path,
@@ -90,7 +91,7 @@ class MultiChannelDataLoaders(DataLoaders):
         A batch is (images float (B,C,H,W), normalised; targets float (B,n_labels) of 0 and 1, or class indices (B,)
         with `label_delim=None`). `dls.vocab` and predictions hold the labels as written in the csv. `dls.test_dl` and
         `learn.predict` take path prefixes folder/id (`image_ids` lists them) or rows of a DataFrame; `dls.channels`
-        are the channel names. Three values say what is loaded; what is not given is made of keywords:
+        are the channel names. Three values say what is loaded; each is given, or made of its keywords, not both:
 
         - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `stretch`, `resample`.
         - `annotations`, an `Annotations`: `csv_fname`, `id_col`, `label_col`, `label_delim`.
@@ -104,10 +105,10 @@ class MultiChannelDataLoaders(DataLoaders):
             folder: folder of the images, below it.
             size: side, or (height, width), every image is resized to as it is read; None keeps the size of the files.
             bs: batch size. A training set smaller than one batch makes one smaller batch instead of none.
-            images: in place of keywords; `folder` and `size` are then its own.
-            annotations: in place of keywords; `csv_fname` is then not read.
-            split: object with a method `rows(annotations)` that gives the positions of the validation rows, or a
-                splitter of fastai.
+            images: in place of its keywords.
+            annotations: in place of its keywords.
+            split: in place of its keywords: an object with a method `rows(annotations)` that gives the positions of the
+                validation rows, or a splitter of fastai.
             vocab: all labels in their order; "hpa" for "0".."27"; by default those found in the csv, numbers in order.
             label_names: what pictures show instead of the labels: a mapping from label to name, a list in the order of
                 the vocab, or "hpa".
@@ -128,22 +129,21 @@ class MultiChannelDataLoaders(DataLoaders):
                 then started unless num_workers= or item_tfms= asks for them. See `pack`.
             check: check the files before training (see `check_folder`).
             ids_outside: take ids that lead out of the folder, such as "../other/a".
-            seed: of the split, the sampler, and the images measured for `stats`.
-            **kwargs: the keywords above, and those of fastai's loaders.
+            seed: of the split, the sampler, and the images measured for `stats`. Beside `split` it is the sampler's.
+            **kwargs: the other keywords above, and those of fastai's loaders, with val_ before them of the validation
+                loader alone.
 
         Raises:
             FileNotFoundError: a missing csv, folder or image file.
-            ValueError: all that `Annotations`, `ImageSet`, the split and `check_folder` find; a label outside `vocab`,
-                statistics that do not fit the channels, transforms that fail on such images.
+            TypeError: an unknown keyword; names the nearest.
+            ValueError: a value of another type, or beside keywords of its own; all that `Annotations`, `ImageSet`, the
+                split and `check_folder` find; a label outside `vocab`, statistics that do not fit the channels,
+                transforms that fail on such images.
         """
         if sampler is not None:
             check_sampler(sampler)
         path = Path(path)
-        chosen = {"images": images, "annotations": annotations, "split": split}
-        given = {name: {k: kwargs.pop(k) for k in keys if k in kwargs} for name, keys in _KEYWORDS.items()}
-        for name, value in chosen.items():
-            if value is not None and given[name]:
-                raise ValueError(f"{name}= is given, and so is {', '.join(given[name])}=: pass one of them.")
+        given = {name: {k: kwargs.pop(k) for k in keys if k in kwargs} for name, keys in KEYWORDS.items()}
         if images is None:
             images = ImageSet(path / folder, size=size, **given["images"])
         split = split_by(seed=seed, **given["split"]) if split is None else split
@@ -183,14 +183,6 @@ class MultiChannelDataLoaders(DataLoaders):
             return dls
         options = {"seed": random.randrange(2**32) if seed is None else seed} if takes(sampler, "seed") else {}
         return with_sampler(dls, sampler, annotations.targets(vocab)[train], **options)
-
-
-# The keywords of which the three values are made.
-_KEYWORDS = {
-    "images": ("channels", "pattern", "bits", "stretch", "resample"),
-    "annotations": ("id_col", "label_col", "label_delim"),
-    "split": ("valid_pct", "group_col", "valid_col", "stratify", "fold_col", "fold"),
-}
 
 
 class HPADataLoaders(MultiChannelDataLoaders):
