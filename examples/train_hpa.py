@@ -191,7 +191,7 @@ def main(
     set_seed(seed, reproducible=True)
     split = {"valid_pct": valid_pct, "seed": seed, "group_col": group_col}
     tfms = [Dihedral()] if quick else None  # cells have no up or down
-    dls = HPADataLoaders.from_csv(path, size=size, bs=bs, batch_tfms=tfms, label_names="hpa", **split)
+    dls = HPADataLoaders.from_csv(path, size=size, bs=bs, batch_tfms=tfms, **split)
     counts = label_counts(dls)
     print(
         f"{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate on, {dls.c} labels; "

@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from fastai_crl import learner as learner_module
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.labels import label_counts
+from fastai_crl.labels import label_counts, shown_names
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses.crl_loss import CRLLoss
 
@@ -162,7 +162,8 @@ def test_show_results_has_probabilities(hpa_dls):
     probs, targets = learn.get_preds()
     text = [t.get_text() for t in axes[0].texts]
     best = int((probs[0] * (targets[0] == 1)).argmax())
-    line = next(t for t in text if hpa_dls.vocab[best] in t.split())
+    name = shown_names(hpa_dls, len(probs[0]))[best]
+    line = next(t for t in text if f" {name} ." in t)
     assert f"{probs[0, best]:.2f}".removeprefix("0") in line and line.startswith("✓")
 
 

@@ -253,13 +253,20 @@ def column(frame: pd.DataFrame, name: Any, arg: str, source: str) -> str:
 
 
 def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
-    """Return the name to show by label: "hpa", a mapping, a list in the order of `vocab`, or nothing for None."""
+    """Return the name to show by label: of a mapping, a list in the order of `vocab`, "hpa", or nothing for None.
+
+    "hpa" names the labels "0".."27"; where `vocab` holds another, those are not HPA's, and stay as they are.
+
+    Raises:
+        ValueError: other text, or a list of another length than `vocab`.
+    """
     if label_names is None:
         return {}
     if isinstance(label_names, str):
         if label_names != "hpa":
             raise ValueError(f"label_names={label_names!r} is neither 'hpa' nor a mapping or list of names.")
-        return {str(i): n for i, n in enumerate(HPA_LABELS)}
+        names = {str(i): n for i, n in enumerate(HPA_LABELS)}
+        return names if names.keys() >= set(vocab) else {}
     if isinstance(label_names, Mapping):
         return {str(k): str(v) for k, v in label_names.items()}
     if len(label_names) != len(vocab):

@@ -111,7 +111,7 @@ class MultiChannelDataLoaders(DataLoaders):
                 validation rows, or a splitter of fastai.
             vocab: all labels in their order; "hpa" for "0".."27"; by default those found in the csv, numbers in order.
             label_names: what pictures show instead of the labels: a mapping from label to name, a list in the order of
-                the vocab, or "hpa".
+                the vocab, or "hpa" (the names of its labels "0".."27", where there are no others).
             stats: mean and standard deviation for `Normalize`, intensities in 0..1: "data" (measured on up to 512
                 training images), "hpa", "imagenet", (mean, std) or None for no normalisation.
             crop: training on a random resized crop (a place of its own in each image, from 8 % of its area up) and the
@@ -186,12 +186,17 @@ class MultiChannelDataLoaders(DataLoaders):
 
 
 class HPADataLoaders(MultiChannelDataLoaders):
-    """`MultiChannelDataLoaders` with the channels and statistics of the Human Protein Atlas competition."""
+    """`MultiChannelDataLoaders` with channels, statistics and label names of the Human Protein Atlas competition."""
 
     @classmethod
     @delegates(MultiChannelDataLoaders.from_csv)
     def from_csv(
-        cls, path: str | Path, *args: Any, stats: str | Stats | None = "hpa", **kwargs: Any
+        cls,
+        path: str | Path,
+        *args: Any,
+        stats: str | Stats | None = "hpa",
+        label_names: str | Mapping[Any, str] | Sequence[str] | None = "hpa",
+        **kwargs: Any,
     ) -> "HPADataLoaders":
         """Return loaders as `MultiChannelDataLoaders.from_csv` does, by default of the four channels of the HPA.
 
@@ -200,8 +205,9 @@ class HPADataLoaders(MultiChannelDataLoaders):
             *args: as there.
             stats: as there, by default those of the HPA images. For a network pretrained on three channels pass
                 channels=("red", "green", "blue"), stats="imagenet".
+            label_names: as there, by default those of the HPA; labels other than "0".."27" stay as written.
             **kwargs: as there.
         """
         if kwargs.get("images") is None:
             kwargs.setdefault("channels", HPA_CHANNELS)
-        return super().from_csv(path, *args, stats=stats, **kwargs)
+        return super().from_csv(path, *args, stats=stats, label_names=label_names, **kwargs)

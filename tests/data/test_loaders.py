@@ -20,9 +20,10 @@ from torch import nn
 from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, MultiChannelDataLoaders
 from fastai_crl.data.splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
-from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_MEAN, HPA_N_IDS, HPA_STD
+from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_N_IDS, HPA_STD
 from fastai_crl.images.image_set import ImageSet, image_ids
 from fastai_crl.images.tensor import TensorMultiChannel
+from fastai_crl.labels import shown_names
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FIELDS, CELLS, LABELS = SHARED / "hpa_fields", SHARED / "hpa_cells", SHARED / "hpa2018" / "train.csv"
@@ -559,6 +560,27 @@ def test_only_the_preset_knows_the_statistics_of_hpa(root):
 
     assert mean(HPADataLoaders) == pytest.approx(HPA_MEAN)
     assert mean(MultiChannelDataLoaders) != pytest.approx(HPA_MEAN)
+
+
+def test_label_names_of_the_preset(root):
+    def shown(cls, **kwargs):
+        dls = cls.from_csv(root, size=16, bs=4, num_workers=0, **kwargs)
+        return shown_names(dls, len(dls.vocab))
+
+    assert shown(HPADataLoaders) == ["Nucleoli", "Nucleoli fibrillar center", "Lysosomes"]
+    assert shown(HPADataLoaders, vocab="hpa") == list(HPA_LABELS)
+    for cls, options in (
+        (MultiChannelDataLoaders, {}),
+        (HPADataLoaders, {"label_names": None}),
+        (HPADataLoaders, {"label_names": {"2": "2"}}),
+    ):
+        assert shown(cls, **options) == ["2", "3", "10"]
+    edit(root, lambda df: df.assign(Target=["mito", *["nucleus"] * (N - 1)]))
+    for delim in (" ", None):
+        assert shown(HPADataLoaders, label_delim=delim) == ["mito", "nucleus"]
+        load(root, label_delim=delim).show_batch(max_n=4)
+    edit(root, lambda df: df.assign(Target=["28", *["0"] * (N - 1)]))
+    assert shown(HPADataLoaders) == ["0", "28"]
 
 
 @pytest.mark.parametrize("delim", [" ", None])

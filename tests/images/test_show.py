@@ -389,8 +389,8 @@ def test_a_plain_data_block(hpa, block):
 
 
 def test_shown_names(hpa):
-    assert shown_names(load(hpa, vocab="hpa", label_names="hpa"), 28) == list(HPA_LABELS)
-    assert shown_names(load(hpa, vocab="hpa"), 28) == [str(i) for i in range(28)]
+    assert shown_names(load(hpa, vocab="hpa"), 28) == list(HPA_LABELS)
+    assert shown_names(load(hpa, vocab="hpa", label_names=None), 28) == [str(i) for i in range(28)]
     assert shown_names(None, 3) == ["0", "1", "2"]
 
 
