@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.duplicates import check_distance, fingerprints, nearest
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import PATTERN
+from fastai_crl.images.layout import CHANNELS, PATTERN
 
 from .annotations import column, filled
 from .csv_file import as_text
@@ -21,7 +20,7 @@ def find_leaks(
     folder: str | Path | None = None,
     group_col: str | None = None,
     id_col: str = "Id",
-    channels: Sequence[str] = HPA_CHANNELS,
+    channels: Sequence[str] = CHANNELS,
     pattern: str = PATTERN,
     max_distance: float = 0.03,
     bits: int | None = None,

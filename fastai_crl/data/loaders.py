@@ -15,7 +15,7 @@ import fastai_crl.images.show  # noqa: F401  (registers how fastai shows such ba
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import PATTERN
+from fastai_crl.images.layout import CHANNELS, PATTERN
 from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
 
@@ -28,7 +28,7 @@ from .transforms import Stats, check_tfms, make_stats, make_tfms
 
 
 def MultiChannelBlock(
-    channels: Sequence[str] = HPA_CHANNELS,
+    channels: Sequence[str] = CHANNELS,
     size: int | tuple[int, int] | None = None,
     pattern: str = PATTERN,
     resample: int = Image.Resampling.BILINEAR,

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 
-from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import PATTERN
+from fastai_crl.images.layout import CHANNELS, PATTERN
 
 from .annotations import Annotations
 from .csv_file import read_file
@@ -149,7 +148,7 @@ def check(
     path: str | Path,
     csv_fname: str | Path | None = "train.csv",
     folder: str | Path = "train",
-    channels: Sequence[str] = HPA_CHANNELS,
+    channels: Sequence[str] = CHANNELS,
     pattern: str = PATTERN,
     id_col: str | int = "Id",
     label_col: str | int | Sequence[str | int] = "Target",

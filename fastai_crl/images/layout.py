@@ -14,7 +14,7 @@ from fastai_crl._errors import offenders
 
 from .readers import reader_of
 
-# The names of channels where none are given, in the order of the tensor.
+# The names of channels where none are given, in the order of the tensor. A test holds them to those of the home case.
 CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"
 

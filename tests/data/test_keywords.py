@@ -8,9 +8,19 @@ from fastai.callback.data import PartialDL
 from fastai.data.transforms import RandomSplitter
 from fastcore.basics import noop
 
-from fastai_crl.data import Annotations, HPADataLoaders, MultiChannelDataLoaders, RandomSplit
+from fastai_crl.data import (
+    Annotations,
+    HPADataLoaders,
+    MultiChannelBlock,
+    MultiChannelDataLoaders,
+    RandomSplit,
+    add_folds,
+    check,
+    find_leaks,
+)
 from fastai_crl.data.splits import split_by
-from fastai_crl.images import ImageSet
+from fastai_crl.hpa import HPA_CHANNELS
+from fastai_crl.images import CHANNELS, ImageSet, duplicate_groups, image_ids, open_channels, pack
 from fastai_crl.samplers import SampledDL
 
 BOTH = pytest.mark.parametrize("loaders", [HPADataLoaders, MultiChannelDataLoaders])
@@ -30,6 +40,12 @@ def test_the_signature_shows_all_keywords_with_their_defaults(loaders):
     assert shown["size"].default == 256 and shown["bs"].default == 32 and shown["csv_fname"].default == "train.csv"
     assert {"val_bs", "shuffle", "num_workers", "pin_memory", "dl_type", "verbose", "before_iter"} <= set(shown)
     assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+
+
+def test_channels_not_given_are_those_of_the_home_case():
+    assert CHANNELS == HPA_CHANNELS  # so what checks or splits the files looks for those that the preset opens
+    for taker in (MultiChannelBlock, add_folds, check, duplicate_groups, find_leaks, image_ids, open_channels, pack):
+        assert inspect.signature(taker).parameters["channels"].default is CHANNELS, taker
 
 
 @BOTH
