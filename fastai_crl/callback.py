@@ -307,7 +307,15 @@ class CRLCallback(Callback):
     def plot_counts(self, ax: Any = None, top: int | None = None) -> Any:
         """Plot the triplets mined of each label over the epochs of `counts_frame`, on a logarithmic axis.
 
-        `top`: only the labels with the most triplets. Returns the matplotlib axes.
+        Args:
+            ax: matplotlib axes to draw on; None for new ones.
+            top: number of labels, those with the most triplets; None for all.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: nothing has been mined yet.
         """
         frame = self.counts_frame().reset_index(drop=True)
         if frame.empty:

@@ -82,7 +82,13 @@ class CRLLearner(Learner):
     def fit_thresholds(self, ds_idx: int = 1, dl: Any = None, **options: Any) -> FittedThresholds:
         """Fit `thresholds` to the predictions on the validation set, or on `dl`, and keep them.
 
-        options: of the function `fit_thresholds`. Returns `FittedThresholds`: (thresholds, report).
+        Args:
+            ds_idx: 1 the validation set, 0 the training set, which flatters.
+            dl: a loader with targets in its place.
+            **options: of the function `fit_thresholds`.
+
+        Returns:
+            `FittedThresholds`: (thresholds, report).
         """
         probs, targets = predict_probabilities(self, ds_idx, dl, need_targets=True)
         options.setdefault("names", label_names(self.dls, probs.shape[1]))

@@ -28,17 +28,28 @@ def find_leaks(
 ) -> pd.DataFrame:
     """Return what training and validation share: `find_leaks(dls.train_ds.items, dls.valid_ds.items, path/"train")`.
 
-    Columns: `leak`, `valid` and `train` (ids), `detail`. A row per validation image whose pixels equal those of a
-    training image (leak "exact") or whose perceptual hash is close to that of one ("near", detail: the share of bits
-    that differ; the closest is named), and per group on both sides ("group", detail: its name; the first ids are
-    named). No row: no leak found.
+    Args:
+        train: rows of the training images.
+        valid: rows of the validation images.
+        folder: of the images, which are all read; None: only groups are compared.
+        group_col: column of groups; None: only pixels are compared.
+        id_col: column of the ids.
+        channels: see `duplicate_groups`, like the next four.
+        pattern: see there.
+        max_distance: see there.
+        bits: see there.
+        progress: see there.
 
-    folder: the images, all read (see `duplicate_groups`, also for `max_distance`, `bits`); None: only groups are
-        compared.
-    group_col: column of groups; None: only pixels are compared.
+    Returns:
+        Columns `leak`, `valid` and `train` (ids), `detail`. A row per validation image whose pixels equal those of a
+        training image (leak "exact") or whose perceptual hash is close to that of one ("near", detail: the share of
+        bits that differ; the closest is named), and per group on both sides ("group", detail: its name; the first ids
+        are named). No row: no leak found.
 
-    Raises ValueError with neither of them, for a missing column, or an id without a group; FileNotFoundError for a
-    missing image.
+    Raises:
+        FileNotFoundError: a missing image.
+        ValueError: neither `folder` nor `group_col`, a missing column, an id without a group, an unreadable image,
+            max_distance out of range.
     """
     if folder is None and group_col is None:
         raise ValueError("Pass folder=, to compare the images, group_col=, to compare groups, or both.")

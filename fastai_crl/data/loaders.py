@@ -40,14 +40,19 @@ def MultiChannelBlock(
 
     An item is a path prefix folder/id (str or Path); its files are folder/`pattern`, with {id} and {channel} filled
     in: one per channel or, for a pattern such as "{id}.tif", one for all. Items become uint8 `TensorMultiChannel`
-    (C,H,W), batches float 0..1. Each channel is resized on its own to `size` (an int, or (height, width)) as it is
-    read: fastai's item transform `Resize` does nothing to a tensor.
+    (C,H,W), batches float 0..1.
 
-    bits, stretch: depth of 16-bit files and percentile stretch, see `open_channels`.
-    cache: what `pack` returned for the same arguments: images come from it, whole batches at a time.
+    Args:
+        channels: see `ImageSet`, like all but `cache`.
+        size: see there; fastai's item transform `Resize` does nothing to a tensor.
+        pattern: see there.
+        resample: see there.
+        bits: see there.
+        stretch: see there.
+        cache: what `pack` returned for the same arguments: images come from it, whole batches at a time.
 
-    Raises ValueError for a pattern without {id} or {channel}, for no or repeated channels, or bits or stretch out of
-    range.
+    Raises:
+        ValueError: a value out of range.
     """
     return _block(OpenMultiChannel(channels, size, pattern, resample, bits, stretch, cache))
 

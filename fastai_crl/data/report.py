@@ -171,14 +171,26 @@ def check(
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
-    path, csv_fname, folder: path/csv_fname and the images in path/folder; csv_fname=None for images without labels.
-    channels, pattern, id_col, label_col, label_delim, bits: as for `HPADataLoaders.from_csv`.
-    vocab: the labels allowed; None for any.
-    saturated: a channel with more than this share of pixels at full intensity is reported, 0 to 1.
-    max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
+    Args:
+        path: folder of the data set.
+        csv_fname: csv below it; None for images without labels.
+        folder: of the images, below `path`.
+        channels: see `ImageSet`, like `pattern` and `bits`.
+        pattern: see there.
+        id_col: see `Annotations.from_csv`, like the next two.
+        label_col: see there.
+        label_delim: see there.
+        vocab: the labels allowed; None for any.
+        saturated: a channel with more than this share of pixels at full intensity is reported, 0 to 1.
+        max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
+        bits: see `ImageSet`.
+        progress: show a progress bar.
 
-    Raises ValueError for arguments out of range. Nothing else: all other problems are in the report, those of a csv or
-    folder that cannot be read too.
+    Returns:
+        `FolderReport`: all problems, those of a csv or folder that cannot be read too.
+
+    Raises:
+        ValueError: an argument out of range; nothing else raises.
     """
     check_distance(max_distance)
     if not 0 <= saturated <= 1:

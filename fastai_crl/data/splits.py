@@ -75,7 +75,11 @@ class GroupSplit:
         _check_share(self.valid_pct)
 
     def rows(self, annotations: Annotations) -> list[int]:
-        """Return the positions of the validation rows."""
+        """Return the positions of the validation rows.
+
+        Raises:
+            ValueError: a missing column, an id without a group, fewer than two groups.
+        """
         groups = _groups(annotations, self.group_col)
         if self.valid_pct == 0:
             return []
@@ -106,7 +110,11 @@ class StratifiedSplit:
         _check_share(self.valid_pct)
 
     def rows(self, annotations: Annotations) -> list[int]:
-        """Return the positions of the validation rows."""
+        """Return the positions of the validation rows.
+
+        Raises:
+            ValueError: a missing column, an id without a group, fewer than two groups.
+        """
         groups = np.arange(len(annotations))
         if self.group_col is not None:
             groups = pd.factorize(_groups(annotations, self.group_col))[0]
@@ -134,7 +142,11 @@ class ColumnSplit:
     group_col: str | None = None
 
     def rows(self, annotations: Annotations) -> list[int]:
-        """Return the positions of the validation rows."""
+        """Return the positions of the validation rows.
+
+        Raises:
+            ValueError: a missing column, values that are not boolean, an id without a group, a group on both sides.
+        """
         column = annotations.frame[annotations.column(self.valid_col, "valid_col")]
         text = column.astype(str).str.strip().str.lower()
         if bad := list(column[~text.isin(BOOLEAN)].unique()):
@@ -162,7 +174,12 @@ class FoldSplit:
     group_col: str | None = None
 
     def rows(self, annotations: Annotations) -> list[int]:
-        """Return the positions of the validation rows."""
+        """Return the positions of the validation rows.
+
+        Raises:
+            ValueError: a missing column, an id without a fold or group, a fold that does not occur, a group on both
+                sides.
+        """
         folds = annotations.filled(annotations.column(self.fold_col, "fold_col"), "fold")
         if not (chosen := (folds == str(self.fold)).to_numpy()).any():
             known = ", ".join(sorted(folds.unique(), key=number_first)[:20])

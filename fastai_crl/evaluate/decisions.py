@@ -189,7 +189,7 @@ def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tu
 
 
 def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, float]) -> None:
-    """Make any learner decide by `thresholds`: one number, (C,), or one by label, in [0, 1]; see `decide`.
+    """Make any learner decide by `thresholds`; see `decide`.
 
     They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
     `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
@@ -197,8 +197,12 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, 
     A loss of torch or timm, which makes no decisions, is completed (see `CompleteLoss`), and so is one of a
     single-label task, which decides without thresholds.
 
-    Raises ValueError for thresholds out of range or of another number than the labels, and for a multi-label loss
-    function that decides without thresholds.
+    Args:
+        learn: its loss function is replaced.
+        thresholds: one number, (C,), or a mapping from each label of the vocab, in [0, 1].
+
+    Raises:
+        ValueError: what `check_thresholds` raises; a multi-label loss function that decides without thresholds.
     """
     loss = deepcopy(learn.loss_func)  # a copy: fastai's data blocks share their default one among all learners
     single_label = is_single_label(learn.dls)

@@ -137,15 +137,21 @@ class CRLInterpretation:
         n: int = 9,
         epochs: Sequence[ArrayLike] | None = None,
     ) -> pd.DataFrame:
-        """The `n` images that CRL would mine first for a label, hardest first; wrong labels gather here.
+        """Return the images that CRL would mine first for a label, hardest first; wrong labels gather here.
 
-        Hard positives are the lowest scores among the images with the label, hard negatives the highest among those
-        without. Columns: `index` in the data set, `item` (a row's first column), `prob`, and `labels`, the true ones.
+        Args:
+            label: name or column number.
+            kind: "positive": lowest scores among the images with the label; "negative": highest among those without.
+            n: images at most.
+            epochs: (n_images, C) probabilities of the same images after several epochs (`EpochPreds.epochs`): the order
+                is that of their mean. An image that was hard throughout is more suspect than one that is so now.
 
-        epochs: probabilities of the same images after several epochs (`EpochPreds.epochs`): the order is that of their
-            mean, in the column `mean_prob`. An image that was hard throughout is more suspect than one that is so now.
+        Returns:
+            Columns `index` in the data set, `item` (a row's first column), `prob`, `labels` (the true ones), and with
+            `epochs` the mean, `mean_prob`.
 
-        Raises ValueError for an unknown label or kind, and for epochs of other images.
+        Raises:
+            ValueError: an unknown label or kind, epochs of other images.
         """
         if kind not in ("positive", "negative"):
             raise ValueError(f"kind={kind!r}: hard samples are 'positive' or 'negative'.")
@@ -200,10 +206,16 @@ class CRLInterpretation:
 
     # ---- what was gained over another run ----
     def gain(self, baseline: CRLInterpretation) -> pd.DataFrame:
-        """Differences to a baseline on the same images, from rare to common labels.
+        """Return differences to a baseline on the same images, from rare to common labels.
 
-        Columns: `train` count, `support`, and for AP and F1 the value here, the `_baseline` and the `_gain`.
-        Raises ValueError for a baseline of other images or labels.
+        Args:
+            baseline: interpretation of the same images, in the same order.
+
+        Returns:
+            Columns `train` (count), `support`, and for AP and F1 the value here, the `_baseline` and the `_gain`.
+
+        Raises:
+            ValueError: a baseline of other images or labels.
         """
         if self.names != baseline.names or not np.array_equal(self.targets, baseline.targets):
             raise ValueError("The baseline has other labels or targets: interpret the same images, in one order.")

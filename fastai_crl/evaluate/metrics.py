@@ -127,7 +127,10 @@ def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | Ar
 def mean_ap(pred: ArrayLike, targ: ArrayLike, labels: ArrayLike | None = None) -> float:
     """Mean average precision: over the labels that have a positive, for the others have none; 0 to 1, NaN without any.
 
-    `labels`: indices, or (C,) bool, of the labels to average over; default all.
+    Args:
+        pred: (n, C) scores.
+        targ: (n, C) of 0 and 1, or (n,) class indices.
+        labels: indices, or (C,) bool, of the labels to average over; default all.
     """
     pred = as_array(pred)
     targets = as_targets(targ, pred.shape)[0]
@@ -156,12 +159,15 @@ def calibration_error(pred: ArrayLike, targ: ArrayLike, bins: int = 15) -> float
 
 
 def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> np.ndarray:
-    """Group of each label, (C,) of str, by its positives in the training set.
+    """Return the group of each label, (C,) of str, by its positives in the training set.
 
-    "tail" has fewer than cuts[0], "head" more than cuts[1], "medium" the rest. The default cuts are those of
-    ImageNet-LT (Liu et al., arXiv:1904.05160) and of the multi-label VOC-MLT and COCO-MLT (arXiv:2007.09654).
+    Args:
+        counts: (C,) positives in the training set.
+        cuts: "tail" has fewer than the first, "head" more than the second, "medium" the rest. The default is that of
+            ImageNet-LT (Liu et al., arXiv:1904.05160) and of the multi-label VOC-MLT and COCO-MLT (arXiv:2007.09654).
 
-    Raises ValueError for cuts that do not ascend, and counts that are None.
+    Raises:
+        ValueError: cuts that descend, counts that are None.
 
     Example:
         >>> frequency_groups([500, 100, 20, 19]).tolist()
@@ -236,9 +242,15 @@ def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap", single_label:
 def MeanAPByGroup(
     counts: ArrayLike, cuts: tuple[float, float] = (20, 100), single_label: bool | None = None
 ) -> list[AccumMetric]:
-    """`MeanAP` of each of the `frequency_groups` that has a label, as columns `map_head`, `map_medium`, `map_tail`.
+    """Return `MeanAP` of each of the `frequency_groups` that has a label: `map_head`, `map_medium`, `map_tail`.
 
-    counts: (C,) positives in the training set: `label_counts(dls.train, dls.c)`.
+    Args:
+        counts: (C,) positives in the training set: `label_counts(dls.train, dls.c)`.
+        cuts: see `frequency_groups`.
+        single_label: the kind of task. Default: what the targets show.
+
+    Raises:
+        ValueError: what `frequency_groups` raises.
     """
     groups = frequency_groups(counts, cuts)
     return [MeanAP(groups == g, f"map_{g}", single_label) for g in GROUPS if (groups == g).any()]

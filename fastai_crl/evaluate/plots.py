@@ -34,9 +34,20 @@ def plot_distribution(interp: CRLInterpretation, rho: float = 0.5, ax: Axes | No
 def plot_hardest(
     interp: CRLInterpretation, label: str | int, n: int = 5, epochs: Sequence[ArrayLike] | None = None, **kwargs: Any
 ) -> np.ndarray:
-    """Pictures of the hardest positives (upper row) and negatives of a label, with their probabilities.
+    """Draw the hardest positives (upper row) and negatives of a label, with their probabilities.
 
-    `kwargs` go to the image's `show`. Returns the axes, (2, n). Raises ValueError without a `dl`.
+    Args:
+        interp: with a `dl`.
+        label: see `CRLInterpretation.hardest`, like the next two.
+        n: see there; of each row.
+        epochs: see there.
+        **kwargs: of the image's `show`.
+
+    Returns:
+        The axes, (2, n).
+
+    Raises:
+        ValueError: no `dl`; what `hardest` raises.
     """
     if interp.dl is None:
         raise ValueError("There are no images to show: use CRLInterpretation.from_learner(learn), or pass dl=.")

@@ -92,7 +92,8 @@ def in_order(learn: Learner, ds_idx: int = 1) -> Any:
 def loader_of(learn: Learner, ds_idx: int) -> Any:
     """Return the learner's loader of one of its data sets, which must not be empty.
 
-    Raises ValueError where it is empty or missing, and names the way out.
+    Raises:
+        ValueError: it is empty or missing; names the way out.
     """
     loaders = learn.dls.loaders
     if ds_idx >= len(loaders) or _is_empty(loaders[ds_idx]):

@@ -162,9 +162,16 @@ def best_shift(probs: ArrayLike, targets: ArrayLike, frequency: ArrayLike) -> fl
 
 
 def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
-    """Thresholds (C,) above which each label's share of `probs` (n, C) is as near to `rates` (C,) as ties allow.
+    """Return thresholds (C,) above which each label's share of samples is as near to its rate as ties allow.
 
-    Needs no targets, so it may look at the very images to be decided. Raises ValueError for rates outside [0, 1].
+    Needs no targets, so it may look at the very images to be decided.
+
+    Args:
+        probs: (n, C) probabilities, in [0, 1].
+        rates: (C,) shares of samples to say yes to, in [0, 1].
+
+    Raises:
+        ValueError: probabilities or rates out of range, or of another number of labels.
 
     Example:
         >>> rate_thresholds([[0.1], [0.2], [0.3], [0.4]], [0.25]).round(2).tolist()

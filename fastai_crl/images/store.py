@@ -52,7 +52,8 @@ def _digest(data: Iterable[bytes]) -> int:
 def _looks(files: Sequence[Path]) -> int:
     """Return a digest that changes when one of `files` is written to, or another takes its place.
 
-    Raises FileNotFoundError for a missing file.
+    Raises:
+        FileNotFoundError: a missing file.
     """
     seen = []
     for file in files:

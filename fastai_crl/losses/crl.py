@@ -203,9 +203,13 @@ class CRL(nn.Module):
     def loss_and_counts(
         self, logits: Tensor, targets: Tensor, features: Tensor | None = None, skip_non_finite: bool = False
     ) -> Rectified:
-        """The term and (C,) long, the triplets of each label (pairs, for ranking): see the class for the arguments.
+        """Return the term, and (C,) long, the triplets of each label (pairs, for ranking).
 
-        `skip_non_finite`: a batch with logits or features that are NaN or infinite is no error; it has no triplets.
+        Args:
+            logits: see the class, like the next two.
+            targets: see there.
+            features: see there.
+            skip_non_finite: a batch with logits or features that are NaN or infinite is no error; it has no triplets.
         """
         features = features_of(self.level, features)
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))

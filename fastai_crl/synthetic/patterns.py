@@ -183,10 +183,13 @@ def _camera(f: Field, image: Array, gain: Array, peak: float, rng: np.random.Gen
 
 
 def draw_field(size: int, labels: Sequence[int], rng: np.random.Generator) -> dict[str, npt.NDArray[np.uint8]]:
-    """One synthetic field: channel name (`red`, `green`, `blue`, `yellow`) to an 8-bit picture of `size` pixels square.
+    """Draw one synthetic field: channel name (`red`, `green`, `blue`, `yellow`) to an 8-bit picture.
 
-    `labels`: label numbers 0 to 27 of the protein in the green channel; their patterns are summed, each with a strength
-    of its own. `rng` decides all the rest, so the same labels and an equal generator give the same pictures.
+    Args:
+        size: side of the pictures in pixels.
+        labels: label numbers 0 to 27 of the protein in the green channel; their patterns are summed, each with a
+            strength of its own.
+        rng: decides all the rest: the same labels and an equal generator give the same pictures.
     """
     f = Field(size, labels, rng)
     haze = rng.uniform(0.0, 0.07) * f.cell + rng.uniform(0.0, 0.04) * f.nuc  # unspecific staining

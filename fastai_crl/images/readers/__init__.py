@@ -124,8 +124,11 @@ def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, 
     """Return (height, width) of an image file of `n` channels from its header.
 
     Where the header cannot tell that the pixels will be had, as in a file that looks truncated, or of a rare kind, they
-    are decoded. A gzipped file is unzipped. Raises FileNotFoundError, and ValueError (with the reason, not the file's
-    name) for a file that cannot be read or does not hold `n` channels.
+    are decoded. A gzipped file is unzipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that cannot be read or does not hold `n` channels; the reason, not the file's name.
     """
     try:
         with _opened(file) as opened:
