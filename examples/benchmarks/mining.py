@@ -77,9 +77,9 @@ def loop(logits, targets, k, margin=0.5):
     positives, negatives, own = member.nonzero(), (~member).nonzero(), scores[member]
     triplets = []
     for a, (_, label) in enumerate(positives):
-        fellow = positives[:, 1] == label
-        fellow[a] = False
-        near, far = positives[fellow], negatives[negatives[:, 1] == label]
+        is_other = positives[:, 1] == label
+        is_other[a] = False
+        near, far = positives[is_other], negatives[negatives[:, 1] == label]
         near = scores[near[:, 0], near[:, 1]].sort().values[:k]
         far = scores[far[:, 0], far[:, 1]].sort(descending=True).values[:k]
         grid = torch.cartesian_prod(*(torch.arange(len(x), device=far.device) for x in (near, far)))

@@ -57,7 +57,7 @@ def f1_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def balanced_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """(True positive rate + true negative rate)/2 of (n, C) bool decisions; NaN for a label without both sides."""
-    matrix = _sklearn(multilabel_confusion_matrix, targ, chosen).astype(float)  # (C, true no/yes, said no/yes)
+    matrix = _sklearn(multilabel_confusion_matrix, targ, chosen).astype(float)  # (C, true no/yes, predicted no/yes)
     with np.errstate(invalid="ignore"):
         return (matrix[:, 0, 0] / matrix[:, 0].sum(1) + matrix[:, 1, 1] / matrix[:, 1].sum(1)) / 2
 

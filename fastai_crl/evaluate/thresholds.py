@@ -119,18 +119,18 @@ def fit_thresholds(
             fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
         chosen = np.zeros_like(targets)
         for k in range(folds):
-            inside = fold != k
+            seen = fold != k
             if how == "rate":
-                shares = (targets & inside).sum(0) / inside.sum(0) if rates is None else rates
-                columns = zip(probs.T, inside.T, shares, strict=True)
+                shares = (targets & seen).sum(0) / seen.sum(0) if rates is None else rates
+                columns = zip(probs.T, seen.T, shares, strict=True)
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
             elif how == "shift":
-                shifts.append(fit_shift(inside))
+                shifts.append(fit_shift(seen))
                 found = thresholds_at(shifts[-1], odds, single_label)
             else:
-                found = _fit_scores(probs, targets, inside, how, shrink)
+                found = _fit_scores(probs, targets, seen, how, shrink)
             splits.append(found)
-            chosen |= decide(probs, found, single_label=single_label) & ~inside
+            chosen |= decide(probs, found, single_label=single_label) & ~seen
         crossed.append(score(targets, chosen))
     if how == "shift":
         thresholds = thresholds_at(float(np.mean(shifts)), odds, single_label)
@@ -182,28 +182,28 @@ def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
     return np.array([_rate_cut(p, r) for p, r in zip(probs.T, rates, strict=True)])
 
 
-# ---- fitting in one split: `inside`, (n, C) bool, says which samples of which label it may see ----
-def _curves(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str) -> list[_Curve | None]:
+# ---- fitting in one split: `seen`, (n, C) bool, are the samples of each label that it may see ----
+def _curves(probs: np.ndarray, targets: np.ndarray, seen: np.ndarray, how: str) -> list[_Curve | None]:
     """Return the curve of each label, None where it has one side only."""
-    columns = zip(probs.T, targets.T, inside.T, strict=True)
+    columns = zip(probs.T, targets.T, seen.T, strict=True)
     return [_curve(p[m], y[m], how) if 0 < y[m].sum() < m.sum() else None for p, y, m in columns]
 
 
 def _shift_fitter(
     probs: np.ndarray, targets: np.ndarray, odds: np.ndarray, single_label: bool
 ) -> Callable[[np.ndarray], float]:
-    """Return the function of `inside` that gives the shift of the highest mean F1; of several the one nearest to 0."""
+    """Return the function of `seen` that gives the shift of the highest mean F1; of several the one nearest to 0."""
     classes, true = shifted_classes(probs, odds, _SHIFTS) if single_label else None, targets.argmax(1)
 
-    def values(inside: np.ndarray) -> list[np.ndarray]:
+    def values(seen: np.ndarray) -> list[np.ndarray]:
         if classes is None:
-            curves = zip(_curves(probs, targets, inside, "f1"), odds, strict=True)
+            curves = zip(_curves(probs, targets, seen, "f1"), odds, strict=True)
             return [_at(curve, expit(-_SHIFTS * o)) for curve, o in curves if curve is not None]
-        rows = inside[:, 0]
+        rows = seen[:, 0]
         return list(np.transpose([_class_f1(chosen[rows], true[rows], len(odds)) for chosen in classes]))
 
-    def fit(inside: np.ndarray) -> float:
-        mean = np.mean(values(inside) or [np.zeros(len(_SHIFTS))], 0)
+    def fit(seen: np.ndarray) -> float:
+        mean = np.mean(values(seen) or [np.zeros(len(_SHIFTS))], 0)
         best = _SHIFTS[mean >= mean.max() - 1e-12]
         return float(best[np.abs(best).argmin()])
 
@@ -212,21 +212,21 @@ def _shift_fitter(
 
 def _class_f1(chosen: np.ndarray, true: np.ndarray, n_classes: int) -> np.ndarray:
     """`f1_by_label` of class indices, (C,): for every shift in every split scikit-learn's would take long."""
-    hits, said, there = (np.bincount(x, minlength=n_classes) for x in (true[chosen == true], chosen, true))
-    return 2 * hits / np.maximum(said + there, 1)
+    hits, predicted, there = (np.bincount(x, minlength=n_classes) for x in (true[chosen == true], chosen, true))
+    return 2 * hits / np.maximum(predicted + there, 1)
 
 
-def _fit_scores(probs: np.ndarray, targets: np.ndarray, inside: np.ndarray, how: str, shrink: float) -> np.ndarray:
-    curves = _curves(probs, targets, inside, how)
+def _fit_scores(probs: np.ndarray, targets: np.ndarray, seen: np.ndarray, how: str, shrink: float) -> np.ndarray:
+    curves = _curves(probs, targets, seen, how)
     known = [curve for curve in curves if curve is not None]
     if not known:
         return np.full(len(curves), 0.5)
-    edges = np.unique(np.quantile(probs[targets & inside], np.linspace(0, 1, 101)))
+    edges = np.unique(np.quantile(probs[targets & seen], np.linspace(0, 1, 101)))
     edges = edges[edges > 0]
     cuts = _between(np.r_[0, edges[:-1]], edges) if len(edges) else np.array([0.5])
     common = cuts[np.mean([_at(curve, cuts) for curve in known], 0).argmax()]
     own = np.array([common if curve is None else _best(*curve) for curve in curves])
-    weight = 1 / (1 + shrink / np.maximum((targets & inside).sum(0), 1))
+    weight = 1 / (1 + shrink / np.maximum((targets & seen).sum(0), 1))
     return expit(weight * _log_odds(own) + (1 - weight) * _log_odds(common))
 
 
@@ -242,7 +242,7 @@ def _curve(p: np.ndarray, y: np.ndarray, how: str) -> _Curve:
 
 def _best(cuts: np.ndarray, values: np.ndarray) -> float:
     """Of the thresholds with the best value, the highest, midway between two scores."""
-    i = values[cuts > 0].argmax()  # no threshold says yes to a score of 0
+    i = values[cuts > 0].argmax()  # no threshold is below a score of 0
     return float(_between(np.r_[cuts, 0][i + 1], min(cuts[i], 1)))
 
 

@@ -43,18 +43,18 @@ def _minority(h, key, limit, attribute):
 
 
 @_compiled
-def _hard_samples(scores, y, c, sign, n_inside, n_far):
+def _hard_samples(scores, y, c, sign, n_minority, n_far):
     """Eqs. 4 and 5: the minority samples of label c, lowest score first, and the `n_far` highest of the other samples.
 
     Ties go to the lower index. `sign` is -1 where the label's negatives are the minority. Returns indices and scores.
     """
-    inside, own = np.empty(n_inside, np.int64), np.empty(n_inside, scores.dtype)
+    minority_side, own = np.empty(n_minority, np.int64), np.empty(n_minority, scores.dtype)
     far, others, found, size = np.empty(n_far, np.int64), np.empty(n_far, scores.dtype), 0, 0
     side = 1 if sign > 0 else 0
     for i in range(len(scores)):
         score = sign * scores[i, c]
         if y[i, c] == side:
-            inside[found], own[found] = i, score
+            minority_side[found], own[found] = i, score
             found += 1
         elif y[i, c] == 1 - side and (size < n_far or score > others[size - 1]):
             j = min(size, n_far - 1)
@@ -64,7 +64,7 @@ def _hard_samples(scores, y, c, sign, n_inside, n_far):
             far[j], others[j] = i, score
             size = min(size + 1, n_far)
     order = np.argsort(own, kind="mergesort")
-    return inside[order], own[order], far, others
+    return minority_side[order], own[order], far, others
 
 
 @_compiled
