@@ -28,7 +28,7 @@ from fastai_crl._fastai import (
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
-from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, is_class_index, split_shift
+from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, split_shift
 from fastai_crl.losses.imbalance import SeenLabels, mix, omega
 
 Schedule = Callable[[float], float] | Sequence[float]
@@ -82,7 +82,7 @@ class CRLCallback(Callback):
             input of the model's last `nn.Linear`.
         term: a `CRL` module, in place of its arguments.
         shift: what is added to the logits before CRL scores them: `"base"`, what the base loss adds, (C,) numbers, or
-            None. Default: `"base"` in single-label tasks, else None; see `CRLLoss`.
+            None; see `CRLLoss`.
         **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
             frequency, average, engine. Default: the loss as published; see `crl_learner` for what did better. A
             memory is empty at the start of each fit and emptied at its end.
@@ -107,7 +107,7 @@ class CRLCallback(Callback):
         gather: bool = True,
         embedding: nn.Module | None = None,
         term: CRL | None = None,
-        shift: Shift = "auto",
+        shift: Shift = "base",
         **crl: Any,
     ):
         super().__init__()
@@ -115,12 +115,12 @@ class CRLCallback(Callback):
             raise TypeError(f"term={term!r}: give a CRL object, or leave it out and give its options, as criterion=.")
         if term is not None and crl:
             raise ValueError(f"term={type(term).__name__} has its options already: give {', '.join(crl)} to it.")
-        rule, own = split_shift(shift)
+        follows, own = split_shift(shift)
         if term is not None and own is not None:
             raise ValueError(f"term={type(term).__name__} has its options already: give shift to it.")
         self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
         self.term = CRL(shift=own, **crl) if term is None else term
-        self.shift = rule if self.term.shift is None else None
+        self.follows_base = follows and self.term.shift is None
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
         self.n_fits, self.alphas = 0, []
         self.caught = CaughtEmbedding()
@@ -238,9 +238,9 @@ class CRLCallback(Callback):
                 "compiled and called before. Pass CRLCallback(embedding=module), or compile again "
                 "(torch.compiler.reset())."
             )
-        if self.shift is not None and not now.shifted:
+        if self.follows_base and not now.shifted:
             now.shifted = True
-            self.term.shift = base_shift(self.shift, now.base_loss, is_class_index(logits, self.learn.yb[0]))
+            self.term.shift = base_shift(now.base_loss)
         size = n_processes() if self.gather else 1
         if size > 1:
             logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))

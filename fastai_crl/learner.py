@@ -33,6 +33,7 @@ from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
+from fastai_crl.losses.prior import start_at_frequency
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 
@@ -123,11 +124,12 @@ def crl_learner(
     Args:
         dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
         arch: torchvision or fastai architecture, or the name of a timm model.
-        loss_func: L_base. Default: binary cross entropy for multi-label; for single-label cross entropy of logits +
-            log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of balanced classes, see
-            `training_probabilities`. The name of a loss, such as `"asl"`, stands for `make_loss(name, dls=dls)`. A loss
-            of torch or timm is completed, see `CompleteLoss`. A `CRLLoss` is taken apart: its base loss is used, its
-            alpha and options go to the callback.
+        loss_func: L_base. Default: for multi-label binary cross entropy, of a network that starts by predicting each
+            label as often as it occurs, see `start_at_frequency` (`loss_func="bce"`: from one half); for single-label
+            cross entropy of logits + log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of
+            balanced classes, see `training_probabilities`. The name of a loss, such as `"asl"`, stands for
+            `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see `CompleteLoss`. A `CRLLoss` is taken
+            apart: its base loss is used, its alpha and options go to the callback.
         alpha: see `CRLCallback`.
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
@@ -166,11 +168,15 @@ def crl_learner(
                 "CRLLoss(base_loss, alpha, ...), or pass its base loss."
             )
         alpha, options = loss_func.alpha, {**loss_func.crl.options}
-        if loss_func.shift is not None:
-            options["shift"] = loss_func.shift
+        if loss_func.follows_base:
+            options["shift"] = "base"
         loss_func = loss_func.base_loss
+    counts = _counts_for_default(dls, get_c(dls) or kwargs.get("n_out") or n_labels) if loss_func is None else None
     if loss_func is None:
-        loss_func = _default_loss(dls, single_label, get_c(dls) or kwargs.get("n_out"))
+        adjusted = single_label and counts is not None
+        loss_func = (
+            make_loss("logit_adjusted", counts, single_label=True) if adjusted else default_base_loss(single_label)
+        )
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
     loss_func = complete(loss_func, single_label)
@@ -200,25 +206,33 @@ def crl_learner(
     )
     if rgb_stem:
         _spread_rgb(_stem(plain.model))
+    if counts is not None and not single_label:
+        _start(plain.model, counts, len(dls.train.dataset))
     learn = rebuild(plain, CRLLearner, [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)])
     learn.default_epochs = n_epoch
     return learn.to_fp16() if mixed_precision else learn
 
 
-def _default_loss(dls: DataLoaders, single_label: bool, n_classes: int | None) -> Callable[..., Tensor]:
-    """Cross entropy; single-label, logit-adjusted, if the classes can be counted without opening images."""
-    if not single_label:
-        return default_base_loss(single_label)
+def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | None:
+    """Return the label counts that the default goes by; None, with a warning, where they cannot be had."""
     counts = label_counts(dls.train, n_classes)
     if counts is None:
         warnings.warn(
-            "The classes of dls cannot be counted without opening images or a long wait, so that crl_learner trains "
-            "with plain cross entropy, which learns rare classes less well. Pass "
-            'loss_func=make_loss("logit_adjusted", counts), or loss_func="ce" to go without.',
+            "The labels of dls cannot be counted without opening images, so that crl_learner trains with plain cross "
+            "entropy, from one half for every label, which learns rare labels less well. Several labels: "
+            'start_at_frequency(learn.model, counts, n) and learn.opt = None, or loss_func="bce" to go without. '
+            'One label per image: pass loss_func=make_loss("logit_adjusted", counts), or loss_func="ce" to go without.',
             stacklevel=3,
         )
-        return default_base_loss(single_label)
-    return make_loss("logit_adjusted", counts, single_label=True)
+    return counts
+
+
+def _start(model: nn.Module, counts: Tensor, n: int) -> None:
+    """Start a model at the frequencies of its labels, or with a warning as it is."""
+    try:
+        start_at_frequency(model, counts, n)
+    except ValueError as error:
+        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
 
 
 def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:

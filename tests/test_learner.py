@@ -350,7 +350,7 @@ def test_shift_goes_to_the_term(single_label_dls, hpa_dls):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
     assert torch.equal(learn.crl.term.shift, learn.loss_func.shift)
-    for options, expected in (({}, None), ({"shift": "base"}, "base"), ({"shift": None}, None)):
+    for options, expected in (({}, "base"), ({"shift": "base"}, "base"), ({"shift": None}, None)):
         learn = crl_learner(hpa_dls, xresnet18, loss_func="logit_adjusted", schedule=[1.0], **options)
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
@@ -358,3 +358,20 @@ def test_shift_goes_to_the_term(single_label_dls, hpa_dls):
             assert torch.equal(learn.crl.term.shift, learn.loss_func.shift)
         else:
             assert learn.crl.term.shift is None
+
+
+# ---- where a multi-label network starts ----
+def test_a_multi_label_network_starts_at_the_frequencies(hpa_dls):
+    learn = crl_learner(hpa_dls, xresnet18)
+    counts, n = label_counts(hpa_dls.train), len(hpa_dls.train_ds)
+    bias = learn.model[-1][-1].bias
+    assert bias.sigmoid().tolist() == pytest.approx((counts.clamp(1, n - 1) / n).tolist(), rel=1e-4)
+    started = bias.detach().clone()
+    learn.fit_one_cycle(1, 1e-3)
+    assert not torch.equal(learn.model[-1][-1].bias, started)  # it is trained
+    assert crl_learner(hpa_dls, xresnet18, loss_func="bce").model[-1][-1].bias is None
+
+
+def test_a_network_that_cannot_start_there_says_so(hpa_dls):
+    with pytest.warns(UserWarning, match="is BatchNorm1d.*It starts as it is"):
+        crl_learner(hpa_dls, xresnet18, bn_final=True)

@@ -6,6 +6,7 @@ from .criteria import Criterion
 from .crl import CRL
 from .crl_loss import CRLLoss
 from .imbalance import imbalance
+from .prior import start_at_frequency
 
 __all__ = [
     "CRL",
@@ -17,4 +18,5 @@ __all__ = [
     "imbalance",
     "make_loss",
     "register_loss",
+    "start_at_frequency",
 ]

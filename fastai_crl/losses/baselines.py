@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import get_c
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from fastai_crl._checks import check_choice
 from fastai_crl._fastai import told_single_label
-from fastai_crl.labels import label_counts
 
 from .complete import CompleteLoss, complete
+from .prior import check_counts, log_odds
 
 
 class _SigmoidFocal(nn.Module):
@@ -70,8 +69,7 @@ def _zlpr() -> CompleteLoss:
 
 
 def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
-    prior = counts.clamp(1, n - 1) / n
-    return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * prior.logit())
+    return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * log_odds(counts, n))
 
 
 # ---- single-label: counts are (C,) samples of each class, n their sum ----
@@ -208,25 +206,5 @@ def make_loss(
     check_choice(f"loss of a {kind} task", name, tuple(table))
     make = table[name]
     if "counts" in inspect.signature(make).parameters:
-        options["counts"], options["n"] = _check_counts(name, counts, n, single_label, dls)
+        options["counts"], options["n"] = check_counts(name, counts, n, single_label, dls)
     return complete(make(**options), single_label)
-
-
-def _check_counts(
-    name: str, counts: Any, n: int | None, single_label: bool, dls: DataLoaders | None
-) -> tuple[Tensor, int]:
-    """Positives per label, (C,) float, and number of samples, given or read from the training set."""
-    if counts is None and dls is not None:
-        counts, n = label_counts(dls.train, get_c(dls)), len(dls.train_ds)
-    if counts is None or (n is None and not single_label):
-        raise ValueError(
-            f"{name} needs to know how common each label is: pass counts=, (C,) positives in the training set, and n=, "
-            "the number of its samples; or dls= of a data set that tells its labels without opening its images."
-        )
-    counts = torch.as_tensor(counts, dtype=torch.float32).flatten()
-    n = int(counts.nansum()) if single_label or n is None else int(n)
-    if n < 2 or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
-        raise ValueError(
-            f"counts={counts.tolist()} of n={n} samples: give one count per label, from 0 to n, and n > 1."
-        )
-    return counts, n

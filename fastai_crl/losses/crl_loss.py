@@ -14,7 +14,7 @@ from .complete import complete
 from .crl import CRL
 from .imbalance import SeenLabels, imbalance, mix
 
-Shift = Literal["auto", "base"] | Sequence[float] | Tensor | None
+Shift = Literal["base"] | Sequence[float] | Tensor | None
 
 
 class CRLLoss(nn.Module):
@@ -33,8 +33,7 @@ class CRLLoss(nn.Module):
             Of one binary label: its positives and its negatives.
         single_label: the kind of task, for predictions before the first batch, which shows it.
         shift: what is added to the logits before CRL scores them: `"base"`, what the base loss adds (its `shift`, such
-            as that of `make_loss("logit_adjusted")`), (C,) numbers, or None. Default: `"base"` in single-label tasks,
-            else None.
+            as that of `make_loss("logit_adjusted")`), (C,) numbers, or None.
         **crl: further arguments of `CRL`.
 
     Call:
@@ -59,7 +58,7 @@ class CRLLoss(nn.Module):
         alpha: float | Literal["auto"] = "auto",
         counts: Sequence[float] | Tensor | None = None,
         single_label: bool | None = None,
-        shift: Shift = "auto",
+        shift: Shift = "base",
         **crl: Any,
     ):
         super().__init__()
@@ -70,7 +69,7 @@ class CRLLoss(nn.Module):
                     f"counts={list(counts)} of one label leave α open: give two, its positives and its negatives."
                 )
             self.alpha = imbalance(counts)
-        self.shift, own = split_shift(shift)
+        self.follows_base, own = split_shift(shift)
         self.crl = CRL(shift=own, **crl)
         self.base_loss: Any = base_loss
         self._reduction: str = getattr(base_loss, "reduction", "mean")  # until the base loss is complete
@@ -102,8 +101,8 @@ class CRLLoss(nn.Module):
         self.base_loss = complete(self.base_loss, single_label)
         if hasattr(self.base_loss, "reduction"):
             self.base_loss.reduction = self._reduction
-        if self.shift is not None:
-            self.crl.shift = base_shift(self.shift, self.base_loss, single_label)
+        if self.follows_base:
+            self.crl.shift = base_shift(self.base_loss)
 
     def _known(self) -> Any:
         """The base loss, once it is known what it predicts: class indices or a value per label."""
@@ -138,20 +137,20 @@ def is_class_index(logits: Tensor, targets: Tensor) -> bool:
     return targets.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1
 
 
-def split_shift(shift: Shift) -> tuple[str | None, Any]:
-    """Return a `shift=` as the rule by which the base loss's is taken, or None, and the numbers given, or None."""
+def split_shift(shift: Shift) -> tuple[bool, Any]:
+    """Return a `shift=` as whether it is the base loss's, and the numbers given, or None."""
     if isinstance(shift, str):
-        check_choice("shift", shift, ("auto", "base"))
-        return shift, None
-    return None, shift
+        check_choice("shift", shift, ("base",))
+        return True, None
+    return False, shift
 
 
-def base_shift(rule: str, base_loss: Any, single_label: bool) -> Tensor | None:
+def base_shift(base_loss: Any) -> Tensor | None:
     """Return what the base loss adds to the logits, for the scores of CRL; None where it adds nothing.
 
-    By the rule "auto" in single-label tasks alone: there, on raw logits, CRL works against a logit-adjusted base.
+    On raw logits CRL works against a logit-adjusted base.
     """
-    return getattr(base_loss, "shift", None) if rule == "base" or single_label else None
+    return getattr(base_loss, "shift", None)
 
 
 def check_alpha(alpha: float | str) -> float | str:

@@ -166,7 +166,7 @@ def check_fit(dls, name, path):
         learn.fit(1, cbs=[probe, ShortEpochCallback(pct=0.01)])
     logits, targets, loss = probe.seen
     with torch.no_grad():
-        shift = learn.loss_func.shift if name == "logit_adjusted" and targets.ndim == 1 else None
+        shift = learn.loss_func.shift if name == "logit_adjusted" else None
         crl = CRL(scope="attribute", criterion="ranking", average="label", rho=1.0, shift=shift)
         base, term = float(learn.loss_func(logits, targets)), float(crl(logits, targets))
     assert term > 0 and loss == pytest.approx(0.4 * term + 0.6 * base, rel=1e-4)

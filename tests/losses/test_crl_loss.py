@@ -110,13 +110,13 @@ def test_a_base_loss_of_class_indices_is_completed():
 
 
 def test_shift_of_the_base_loss():
-    """By default in single-label tasks alone; by name, or as numbers, in both."""
+    """By default, as numbers, or not at all."""
     counts, z = [30, 8, 2], torch.randn(40, 3)
     multi, single = (torch.rand(40, 3) < 0.2).float(), torch.tensor([0] * 30 + [1] * 8 + [2] * 2)
-    for targets, auto in ((multi, False), (single, True)):
+    for targets in (multi, single):
         base = make_loss("logit_adjusted", counts, 40, single_label=targets.ndim == 1)
-        for shift, used in (("auto", base.shift if auto else None), ("base", base.shift), (None, None), (counts,) * 2):
-            loss = CRLLoss(base, alpha=0.3, shift=shift)
+        for options, used in (({}, base.shift), ({"shift": None}, None), ({"shift": counts}, counts)):
+            loss = CRLLoss(base, alpha=0.3, **options)
             expected = 0.3 * CRL(shift=used)(z, targets) + 0.7 * base(z, targets)
             torch.testing.assert_close(loss(z, targets), expected)
     with pytest.raises(ValueError, match="shift='none' is unknown"):

@@ -1,0 +1,94 @@
+"""How common labels are: what losses add to logits, and where a network starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
+from torch import Tensor, nn
+
+from fastai_crl.labels import label_counts
+
+
+def log_odds(counts: Tensor, n: int) -> Tensor:
+    """Return the log-odds (C,) of the labels' frequencies; a label counts as there once, and missing once, at least."""
+    return (counts.clamp(1, n - 1) / n).logit()
+
+
+@torch.no_grad()
+def start_at_frequency(
+    model: nn.Module,
+    counts: Sequence[float] | Tensor | None = None,
+    n: int | None = None,
+    dls: DataLoaders | None = None,
+) -> nn.Linear:
+    """Have a multi-label network start by predicting each label as often as it occurs: set its last layer's bias.
+
+    Without it a network starts at one half for every label, however rare, and the first epochs go into learning how
+    rare they are (Lin et al., arXiv:1708.02002, sections 3.3 and 4.1). Heads of fastai's `vision_learner` have no such
+    bias at all: theirs gets one. Of a `Learner` that has an optimizer already, `learn.opt = None` has it made anew.
+
+    Args:
+        model: its last layer with parameters is an `nn.Linear` that gives the C logits.
+        counts: (C,) positives of each label in the training set.
+        n: number of its samples.
+        dls: in place of both: data whose labels can be read without opening images.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ValueError: the last layer is another one, or has another number of outputs; counts or n that are missing or do
+            not fit.
+
+    Example:
+        >>> layer = start_at_frequency(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), counts=[50, 1], n=100)
+        >>> [round(p, 3) for p in layer.bias.sigmoid().tolist()]
+        [0.5, 0.01]
+    """
+    counts, n = check_counts("start_at_frequency", counts, n, False, dls)
+    layer = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))][-1:]
+    if not layer or not isinstance(layer[0], nn.Linear) or layer[0].out_features != len(counts):
+        found = layer[0] if layer else "none"
+        raise ValueError(
+            f"The last layer with parameters of {type(model).__name__} is {found}: start_at_frequency sets the bias of "
+            f"an nn.Linear with {len(counts)} outputs, one for each label. Set that of your model by yourself."
+        )
+    bias = log_odds(counts, n).to(layer[0].weight)
+    layer[0].bias = nn.Parameter(bias) if layer[0].bias is None else layer[0].bias
+    layer[0].bias.copy_(bias)
+    return layer[0]
+
+
+def check_counts(
+    name: str, counts: Any, n: int | None, single_label: bool, dls: DataLoaders | None
+) -> tuple[Tensor, int]:
+    """Return the positives per label, (C,) float, and the number of samples, given or read from the training set.
+
+    Args:
+        name: of what needs them, for the message.
+        counts: (C,) positives of each label, or None.
+        n: number of samples, or None.
+        single_label: the counts are those of classes, and n is their sum.
+        dls: data to read them from, or None.
+
+    Raises:
+        ValueError: they are missing, cannot be read without opening images, or do not fit.
+    """
+    if counts is None and dls is not None:
+        counts, n = label_counts(dls.train, get_c(dls)), len(dls.train_ds)
+    if counts is None or (n is None and not single_label):
+        raise ValueError(
+            f"{name} needs to know how common each label is: pass counts=, (C,) positives in the training set, and n=, "
+            "the number of its samples; or dls= of a data set that tells its labels without opening its images."
+        )
+    counts = torch.as_tensor(counts, dtype=torch.float32).flatten()
+    n = int(counts.nansum()) if single_label or n is None else int(n)
+    if n < 2 or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
+        raise ValueError(
+            f"counts={counts.tolist()} of n={n} samples: give one count per label, from 0 to n, and n > 1."
+        )
+    return counts, n
