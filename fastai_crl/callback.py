@@ -71,9 +71,9 @@ class CRLCallback(Callback):
     - `crl_labels`: labels of which at least one triplet was mined in the epoch.
 
     Args:
-        alpha: α in [0, 1] at the schedule's full height, or `"auto"`: η·Ω, η the criterion's (paper: 1; ranking: ½) and
-            Ω that of the training set's label counts, see `imbalance`; of one binary label |½ - share of positives|;
-            where a data set does not tell its labels without opening its items, of those seen so far.
+        alpha: α in [0, 1] at the schedule's full height, or `"auto"`: Ω of the training set's label counts, see
+            `imbalance`, for ranking at most ¼; of one binary label Ω is |½ - share of positives|; where a data set does
+            not tell its labels without opening its items, that of the labels seen so far.
         schedule: factor of α over training, as `f(pct)` with pct in [0, 1] (fastai's `SchedCos(0, 1)`, or any
             function), or an array spread evenly over training. Default: `ramp`, from 0 to 1 in the first quarter.
         gather: with several processes, mine the batches of all of them as one: profile, triplets and gradients are
@@ -266,14 +266,15 @@ class CRLCallback(Callback):
         return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))
 
     def _auto(self, now: _Fit, logits: Tensor, targets: Tensor) -> Tensor:
-        """η·Ω of the training set's labels, or of those seen so far where the data set does not tell."""
+        """Ω of the training set's labels, or of those seen so far where the data set does not tell; limited."""
         data = getattr(self.learn.dls.train, "dataset", None)
         if now.counted is not data:
             labels = read_labels(self.learn.dls.train, logits.shape[1])
             now.counted, now.omega = data, None
             if labels is not None and labels.nnz:
                 now.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
-        return self.term.criterion.eta * (now.seen.add(logits, targets) if now.omega is None else now.omega)
+        found = now.seen.add(logits, targets) if now.omega is None else now.omega
+        return found.clamp_max(self.term.criterion.alpha_limit)
 
     def _count(self, now: _Fit, rectified: Rectified) -> None:
         found = (rectified.counts.sum() > 0).float()

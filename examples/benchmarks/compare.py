@@ -1,11 +1,12 @@
 """Compare losses and CRL on long-tailed tasks, fairly, over several seeds.
 
 Each arm is a task x base loss x sampler x what is added to the loss (`compare_train.TERMS`): nothing, CRL ranking on
-the network's logits or on those that the base loss adjusts, CRL as published, CRL as published at instance level. All
-arms of a task train the same network for the same number of steps. The learning rate is chosen from three for each base
-loss, by validation mAP with a seed of its own, and shared by the arms of that loss. Decisions are fitted on validation
-before losses are compared. Then each seed is trained and its test images are looked at once. Differences are paired by
-seed, with 95 % intervals of Student's t.
+the network's logits or on those that the base loss adjusts, with the paper's weight or at most a quarter, CRL as
+published, CRL as published at instance level. `bce_prior` is binary cross entropy of a network that starts at the
+frequencies of the labels. All arms of a task train the same network for the same number of steps. The learning rate is
+chosen from three for each base loss, by validation mAP with a seed of its own, and shared by the arms of that loss.
+Decisions are fitted on validation before losses are compared. Then each seed is trained and its test images are looked
+at once. Differences are paired by seed, with 95 % intervals of Student's t.
 
 Two regimes: `pixels` trains a ResNet-8 end to end, in minutes; `features` trains a head of one hidden layer on features
 of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `compare_train` for a run,
@@ -43,7 +44,7 @@ from compare_own import advise, own_task
 from compare_rows import Runs, alone, keep_options
 from compare_stats import plot_differences, plot_gains, plot_traces, tables
 from compare_tasks import TASKS, Split, Task, load, split
-from compare_train import TERMS, Config, outputs, train
+from compare_train import PRIOR, TERMS, Config, outputs, train
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 
@@ -51,12 +52,13 @@ from fastai_crl._checks import check_choice
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.losses import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES
 
-MULTI, SINGLE = "bce,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
-DEFAULT_TERMS = "none,ranking,ranking_adjusted,published,instance"
-OWN_TERMS = "none,ranking,ranking_adjusted"
+MULTI, SINGLE = "bce,bce_prior,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
+MAIN = ("bce", "bce_prior", "ce", "logit_adjusted")
+DEFAULT_TERMS = "none,ranking_quarter,ranking_adjusted_quarter,ranking,ranking_adjusted,published,instance"
+OWN_TERMS = "none,ranking_quarter,ranking_adjusted_quarter"
 REGIMES = ("pixels", "features")
 SAMPLERS = ("uniform", "class_aware", "repeat_factor")
-SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted")
+SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted_quarter")
 TUNING_SEED = 1000
 
 
@@ -88,23 +90,23 @@ def plan(
 
     Args:
         tasks: whether each is single-label.
-        bases: base losses of single-label (True) and multi-label tasks; the first two are the main ones.
+        bases: base losses of single-label (True) and multi-label tasks.
         terms: what is added to each.
         samplers: the first goes with all arms, the others with the first base loss.
         lrs: learning rates to choose from.
-        seeds: of the main arms: the first two losses at class level.
+        seeds: of the main arms: the losses of `MAIN` with what is added by default at class level.
         fewer: seeds of the others.
     """
     jobs = []
     for task, single in tasks.items():
         for i, base in enumerate(bases[single]):
-            if i < 2:
+            if base in MAIN:
                 jobs += [Job(-1, i, task, base, samplers[0], "none", "tune", TUNING_SEED, lr) for lr in lrs]
             for j, (sampler, crl) in enumerate((s, c) for s in (samplers if i == 0 else samplers[:1]) for c in terms):
                 if TERMS[crl] and TERMS[crl].adjusted and base != "logit_adjusted":
                     continue  # nothing to adjust: the same as without
-                main = i < 2 and crl in DEFAULT_TERMS.split(",") and crl != "instance" and sampler == samplers[0]
-                later = 0 if main else 0.3 if crl == "instance" and i < 2 else 0.6
+                main = base in MAIN and crl in DEFAULT_TERMS.split(",") and crl != "instance" and sampler == samplers[0]
+                later = 0 if main else 0.3 if crl == "instance" and base in MAIN else 0.6
                 key = (100 * i + j, task, base, sampler, crl)
                 jobs += [Job(seed + later, *key, "test", seed) for seed in range(seeds if main else fewer)]
                 if (base, crl) == SHOWN_AT_ALL_LRS and len(lrs) > 1:
@@ -220,8 +222,8 @@ def main(
     cache: str = "runs/compare_cache",  # where features and drawn images are kept
     regime: str = "pixels",  # end to end, or "features" of a frozen network
     tasks: str = ",".join(TASKS),  # of the four
-    bases: str = "",  # base losses; default: plain, logit-adjusted, and √pos_weight or class-balanced
-    terms: str = "",  # what is added to them, of compare_train.TERMS; default: five, of your own data three
+    bases: str = "",  # base losses; default: plain, from frequencies, logit-adjusted, √pos_weight or class-balanced
+    terms: str = "",  # what is added to them, of compare_train.TERMS; default: seven, of your own data three
     samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
     seeds: int = 5,  # of the main arms
     fewer: int = 3,  # seeds of the other arms
@@ -244,8 +246,8 @@ def main(
     default = OWN_TERMS if path else DEFAULT_TERMS
     names, added, drawn_by = _names(tasks, TASKS), _names(terms or default, TERMS), _names(samplers, SAMPLERS)
     losses = {False: bases or MULTI, True: bases or SINGLE}
-    known = {False: MULTI_LABEL_LOSSES, True: SINGLE_LABEL_LOSSES}
-    _names(bases or MULTI, {*MULTI_LABEL_LOSSES, *SINGLE_LABEL_LOSSES})
+    known = {False: (*MULTI_LABEL_LOSSES, "bce" + PRIOR), True: SINGLE_LABEL_LOSSES}
+    _names(bases or MULTI, {*known[False], *known[True]})
     losses = {single: [b for b in text.split(",") if b in known[single]] for single, text in losses.items()}
     if path and not bases:
         losses = {single: names[:2] for single, names in losses.items()}

@@ -19,11 +19,12 @@ from compare_tasks import Split
 from torch import Tensor, nn
 
 from fastai_crl.callback import ramp
-from fastai_crl.losses import CRL, imbalance, make_loss
+from fastai_crl.losses import CRL, imbalance, make_loss, start_at_frequency
+from fastai_crl.losses.criteria import Ranking
 from fastai_crl.losses.imbalance import mix
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
-__all__ = ["TERMS", "Config", "Outputs", "Term", "outputs", "train"]
+__all__ = ["PRIOR", "TERMS", "Config", "Outputs", "Term", "outputs", "train"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class Term:
         crl: arguments of `CRL`.
         adjusted: whether it works on the logits that the base loss adjusts, rather than on those of the network.
         active: the part of training in which it is added, from and to, of 0 to 1.
+        share: of Ω, that its weight α is.
+        most: α at the most.
     """
 
     crl: dict[str, Any] = field(default_factory=dict)
     adjusted: bool = False
     active: tuple[float, float] = (0.0, 1.0)
+    share: float = 1.0
+    most: float = 1.0
 
+
+PRIOR = "_prior"  # behind the name of a base loss: the network starts at the frequencies of the labels
 
 TERMS: dict[str, Term | None] = {
     "none": None,
@@ -47,7 +54,11 @@ TERMS: dict[str, Term | None] = {
     "ranking_adjusted": Term({"criterion": "ranking"}, adjusted=True),
     "published": Term({"criterion": "relative"}),
     "instance": Term({"criterion": "relative", "level": "instance"}),
+    "ranking_quarter": Term({"criterion": "ranking"}, most=Ranking.alpha_limit),  # the package's default
+    "ranking_adjusted_quarter": Term({"criterion": "ranking"}, adjusted=True, most=Ranking.alpha_limit),
     # Not among the arms that run by default:
+    "ranking_half": Term({"criterion": "ranking"}, share=0.5),
+    "ranking_adjusted_half": Term({"criterion": "ranking"}, adjusted=True, share=0.5),
     "memory": Term({"criterion": "relative", "memory": 16}),
     "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5)),
     "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0)),
@@ -59,8 +70,8 @@ class Config:
     """What is trained.
 
     Attributes:
-        base: name of the base loss, of `make_loss`.
-        term: what is added to it, a name of `TERMS`; its weight α is Ω of the training counts.
+        base: name of the base loss, of `make_loss`; with `PRIOR` behind it of a network that starts at the frequencies.
+        term: what is added to it, a name of `TERMS`; Ω of its weight is that of the training counts.
         sampler: "uniform", "class_aware" or "repeat_factor".
         lr: the highest learning rate of the cycle.
         epochs: of uniform batches; the samplers, whose own epochs are longer, get the same number of steps.
@@ -178,12 +189,14 @@ def train(
     torch.manual_seed(seed)
     x, y, counts, pixels = data.x["train"], data.y["train"], data.counts(), data.x["train"].ndim == 4
     model = resnet8(x.shape[1], x.shape[2], len(counts), config.width) if pixels else head(x.shape[1], len(counts))
-    base = make_loss(config.base, counts, len(y), single_label=y.ndim == 1)
+    base = make_loss(config.base.removesuffix(PRIOR), counts, len(y), single_label=y.ndim == 1)
+    if config.base.endswith(PRIOR):
+        start_at_frequency(model, counts, len(y))
     added = TERMS[config.term]
     term = added and CRL(**added.crl, shift=getattr(base, "shift", None) if added.adjusted else None)
     omega, per_epoch, rng = imbalance(counts), len(y) // config.bs, np.random.default_rng([seed, 2])
     steps = per_epoch * config.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters(model, config), config.lr, weight_decay=0.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.25, final_div_factor=1e5)
     model.train()
     for step, rows in zip(range(steps), batches(config.sampler, y, config.bs, seed), strict=False):
@@ -193,7 +206,7 @@ def train(
             features = model[:-1](inputs)
         logits = model[-1](features.float())
         loss = base(logits, targets)
-        if added and (share := omega * _ramp(step / steps, *added.active)):
+        if added and (share := min(added.share * omega, added.most) * _ramp(step / steps, *added.active)):
             loss = mix(loss, term.loss_and_counts(logits, targets, features.float()), share)
         optimizer.zero_grad()
         loss.backward()
@@ -203,6 +216,16 @@ def train(
             after_epoch((step + 1) // per_epoch, model.eval())
             model.train()
     return model.eval()
+
+
+def parameters(model: nn.Sequential, config: Config) -> list[dict[str, Any]]:
+    """Parameters in two groups: weight decay would take away the bias that a network starts with.
+
+    fastai decays no bias at all; here the others are decayed, in all arms.
+    """
+    kept = [model[-1].bias] if config.base.endswith(PRIOR) else []
+    decayed = [p for p in model.parameters() if all(p is not k for k in kept)]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
 
 def _ramp(done: float, start: float, stop: float) -> float:

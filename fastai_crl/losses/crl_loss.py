@@ -28,8 +28,7 @@ class CRLLoss(nn.Module):
     Args:
         base_loss: any loss of (logits, targets). Default: binary cross entropy for (n, C) targets, cross entropy for
             (n,) class indices, decided at the first batch.
-        alpha: α in [0, 1], or `"auto"`: η·Ω, Ω that of the labels seen so far, see `imbalance`, and η the criterion's
-            (the paper's 1, ranking's ½).
+        alpha: α in [0, 1], or `"auto"`: Ω of the labels seen so far, see `imbalance`, for ranking at most ¼.
         counts: positives per label of the training set, (C,), for `alpha="auto"`: fixes α instead of counting batches.
             Of one binary label: its positives and its negatives.
         single_label: the kind of task, for predictions before the first batch, which shows it.
@@ -71,7 +70,7 @@ class CRLLoss(nn.Module):
         self.follows_base, own = split_shift(shift)
         self.crl = CRL(shift=own, **crl)
         if alpha == "auto" and counts is not None:
-            self.alpha = self.crl.criterion.eta * imbalance(counts)
+            self.alpha = min(imbalance(counts), self.crl.criterion.alpha_limit)
         self.base_loss: Any = base_loss
         self._reduction: str = getattr(base_loss, "reduction", "mean")  # until the base loss is complete
         self.single_label = single_label
@@ -89,7 +88,8 @@ class CRLLoss(nn.Module):
         if not isinstance(self.alpha, str):
             return mix(base, rectified, self.alpha)
         logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        return mix(base, rectified, self.crl.criterion.eta * self.seen.add(logits, targets))
+        omega = self.seen.add(logits, targets)
+        return mix(base, rectified, omega.clamp_max(self.crl.criterion.alpha_limit))
 
     def settle(self, single_label: bool) -> None:
         """Make the base loss one with a reduction and an activation, now that the kind of task is known.

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import mean_ap
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.losses import imbalance, make_loss
+from fastai_crl.losses import make_loss
 from fastai_crl.synthetic import make_hpa
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
@@ -122,7 +122,7 @@ class Recorded:
 
 def test_the_plain_loop_trains_as_a_learner_with_the_callback_does(monkeypatch):
     data = compare_tasks.split(toy_bank(), 0)
-    config = compare_train.Config(term="ranking", lr=1e-2, epochs=2, bs=16)
+    config = compare_train.Config(term="ranking_quarter", lr=1e-2, epochs=2, bs=16)
     # Without dropout and with plain gradient descent at a fixed rate, both are the same sum of gradients.
     monkeypatch.setattr(compare_train, "head", lambda d, c: torch.nn.Sequential(torch.nn.Linear(d, c)))
     monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, weight_decay: torch.optim.SGD(p, lr))
@@ -134,7 +134,7 @@ def test_the_plain_loop_trains_as_a_learner_with_the_callback_does(monkeypatch):
     model, steps = torch.nn.Linear(16, 6), len(data.y["train"]) // 16
     order = compare_train.batches("uniform", data.y["train"], 16, 5)
     dls = DataLoaders(Recorded(data, order, steps), Recorded(data, order, 0))
-    callback = CRLCallback(imbalance(data.counts()), criterion="ranking")
+    callback = CRLCallback(criterion="ranking")
     learn = Learner(dls, model, BCEWithLogitsLossFlat(), opt_func=lambda p, lr: _sgd(p, lr), cbs=callback)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 1e-2)
@@ -177,6 +177,18 @@ def test_adjusted_logits_are_what_the_term_sees(monkeypatch):
         compare_train.train(data, compare_train.Config("logit_adjusted", term, epochs=1, bs=64), 0)
     shift = make_loss("logit_adjusted", data.counts(), len(data.y["train"])).shift
     assert made[0]["shift"] is None and torch.equal(made[1]["shift"], shift)
+
+
+def test_a_network_that_starts_at_the_frequencies_keeps_its_start():
+    data = compare_tasks.split(toy_bank(), 0)
+    n, epochs = len(data.y["train"]), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", lambda self: epochs.append(self.param_groups))
+        model = compare_train.train(data, compare_train.Config("bce_prior", epochs=1, bs=32), 0)
+    torch.testing.assert_close(model[-1].bias.detach(), (data.counts() / n).logit())
+    decayed, kept = epochs[0]
+    assert kept["params"][0] is model[-1].bias and kept["weight_decay"] == 0 < decayed["weight_decay"]
+    assert len(decayed["params"]) + 1 == len(list(model.parameters()))
 
 
 def test_terms_start_and_stop():
@@ -349,8 +361,10 @@ def test_differences_are_paired_by_seed():
 
 
 def test_against_the_default_of_the_learner():
-    found = compare_stats.effects(runs_of(0.05), "default")  # of several labels: bce + ranking
-    assert set(found["crl"]) == {"none"} and set(found["verdict"]) == {"worse"}
+    runs = runs_of(0.05)
+    started = runs[runs["crl"] == "ranking"].assign(base="bce_prior", crl="ranking_quarter")  # of several labels
+    found = compare_stats.effects(pd.concat([runs, started]), "default").set_index("crl")["verdict"]
+    assert set(found["none"]) == {"worse"} and set(found["ranking"]) == {"level"}
 
 
 def test_the_choice_is_made_on_seeds_and_tasks_that_all_arms_have():
@@ -388,21 +402,21 @@ def planned(**changes) -> list[compare.Job]:
 def test_main_arms_have_five_seeds_and_the_others_three():
     found = pd.DataFrame(planned())
     tested = found[(found["stage"] == "test") & (found["task"] == "a")].groupby(["base", "crl"]).size().to_dict()
-    five = [(base, crl) for base in ("bce", "logit_adjusted") for crl in ("none", "ranking", "published")]
-    five.append(("logit_adjusted", "ranking_adjusted"))
-    three = [(base, "instance") for base in ("bce", "logit_adjusted")]
-    three += [("weighted_bce", crl) for crl in ("none", "ranking", "published", "instance")]
+    main, terms = ("bce", "bce_prior", "logit_adjusted"), ("none", "ranking_quarter", "ranking", "published")
+    five = [(base, crl) for base in main for crl in terms]
+    five += [("logit_adjusted", crl) for crl in ("ranking_adjusted_quarter", "ranking_adjusted")]
+    three = [(base, "instance") for base in main] + [("weighted_bce", crl) for crl in (*terms, "instance")]
     assert tested == {**dict.fromkeys(five, 5), **dict.fromkeys(three, 3)}
     shown = found[found["stage"] == "lr"]
-    assert set(zip(shown["base"], shown["crl"], strict=True)) == {("logit_adjusted", "ranking_adjusted")}
+    assert set(zip(shown["base"], shown["crl"], strict=True)) == {("logit_adjusted", "ranking_adjusted_quarter")}
     assert shown.groupby("task")["lr"].value_counts().tolist() == [3] * 6
 
 
 def test_what_informs_most_comes_first():
     found = planned()
-    first = [job.stage for job in found[:12]]
-    assert first == ["tune"] * 12  # two losses, two tasks, three rates
-    zero = found[12 : 12 + 14]
+    first = [job.stage for job in found[:15]]
+    assert first == ["tune"] * 15  # three losses of one task, two of the other, three rates
+    zero = found[15 : 15 + 24]
     assert {job.seed for job in zero} == {0} and {job.task for job in zero[:2]} == {"a", "b"}
     assert len(set(found)) == len(found)
     assert max(i for i, job in enumerate(found) if job.seed == 0) < min(
@@ -454,7 +468,8 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     bank = toy_bank()
     np.savez(cache / "drawn_features.npz", x=bank.x, y=bank.y, test=bank.test)
     options = {"data": str(tmp_path / "nothing"), "cache": str(cache), "regime": "features", "seeds": 2, "epochs": 2}
-    options |= {"bases": "bce,logit_adjusted", "terms": "none,ranking,ranking_adjusted", "lrs": "0.01,0.03", "fewer": 1}
+    options |= {"bases": "bce,logit_adjusted", "lrs": "0.01,0.03", "fewer": 1}
+    options |= {"terms": "none,ranking_quarter,ranking_adjusted_quarter"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, str(FOLDER / "compare.py"), "--out", str(killed)]
     command += [part for k, v in options.items() for part in (f"--{k}", str(v))]
@@ -505,8 +520,8 @@ def test_a_folder_of_ones_own_in_one_command(tmp_path, capsys):
     torch.set_num_threads(threads)
     rows = rows_of(tmp_path / "out" / "runs.csv")
     arms = [(row["base"], row["crl"]) for row in rows if row["stage"] == "test"]
-    added = [("logit_adjusted", crl) for crl in ("none", "ranking", "ranking_adjusted")]
-    assert arms == [("bce", "none"), ("bce", "ranking"), *added] and {row["task"] for row in rows} == {"own"}
+    assert arms == [(base, crl) for base in ("bce", "bce_prior") for crl in ("none", "ranking_quarter")]
+    assert {row["task"] for row in rows} == {"own"}
     said = capsys.readouterr().out
     assert "Highest validation mAP, over 1 seeds" in said
     compare.main(out=str(tmp_path / "short"), **{**options, "seeds": 50}, minutes=0.001)

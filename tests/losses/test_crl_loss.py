@@ -202,3 +202,17 @@ def test_a_saved_shift_loads_before_the_first_batch():
     expected, fresh = loss(logits, targets), made()
     fresh.load_state_dict(loss.state_dict())
     assert torch.equal(fresh(logits, targets), expected)
+
+
+def test_auto_alpha_is_limited_by_the_criterion():
+    counts, z, y = [90, 1, 1], torch.randn(92, 3), torch.eye(3)[[0] * 90 + [1, 2]]
+    full = imbalance(counts)
+    assert full > 0.25
+    for criterion, alpha in (("relative", full), ("ranking", 0.25)):
+        base, term = nn.functional.binary_cross_entropy_with_logits(z, y), CRL(criterion=criterion)(z, y)
+        assert CRLLoss(counts=counts, criterion=criterion).alpha == pytest.approx(alpha)
+        mined = criterion == "ranking"  # a lone positive makes no triplet
+        expected = alpha * term + (1 - alpha) * base if mined else base
+        torch.testing.assert_close(CRLLoss(criterion=criterion)(z, y), expected)
+    balanced = CRLLoss(counts=[30, 20, 20], criterion="ranking").alpha
+    assert balanced == pytest.approx(imbalance([30, 20, 20])) and balanced < 0.25

@@ -47,7 +47,7 @@ class Criterion:
     Attributes:
         name: what it is called in messages.
         rho, average: defaults of `CRL`'s arguments.
-        eta: η, the share of Ω that α is by `alpha="auto"` (eq. 8); above 0, and at most 1.
+        alpha_limit: α by `alpha="auto"` is Ω, but at most this, 0 to 1.
         averages: the averages it can take. With `"label"` it weighs an anchor's triplets by `Pairs.share`.
         levels: the levels it can be used at.
         lone_positive: anchors are compared with negatives alone: one positive of a label is enough, and `CRL` counts
@@ -78,7 +78,7 @@ class Criterion:
 
     name: ClassVar[str] = "custom"
     rho: ClassVar[float] = 0.5
-    eta: ClassVar[float] = 1.0
+    alpha_limit: ClassVar[float] = 1.0
     average: ClassVar[Average] = "triplet"
     averages: ClassVar[tuple[Average, ...]] = ("triplet",)
     levels: ClassVar[tuple[Level, ...]] = ("class", "instance")

@@ -14,11 +14,12 @@ class Ranking(Relative):
     Without d(a,+) nothing draws a label's confident positives towards its worst, and a lone positive is an anchor too.
     Its defaults are those that did best: ρ = 1 (every label, rarest first, until their positives outnumber the batch),
     each label's mean counting the same, a margin of 1, beyond which no pair of probabilities is ever apart, so that its
-    gradient never stops, and half the paper's weight α.
+    gradient never stops, and a weight α of at most ¼, where the paper's is Ω alone.
     """
 
     name = "ranking"
-    rho, eta = 1.0, 0.5
+    rho = 1.0
+    alpha_limit = 0.25
     average = "label"
     levels = ("class",)
     lone_positive = True
