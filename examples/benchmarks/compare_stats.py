@@ -41,7 +41,8 @@ DEFAULT = {
     True: ("logit_adjusted", "ranking_adjusted_quarter"),
 }  # of crl_learner, by single-label
 STYLES = {"none": "-", "ranking": "--", "ranking_adjusted": "-.", "published": (0, (1, 3)), "instance": ":"}
-STYLES |= {"ranking_quarter": (0, (5, 1)), "ranking_adjusted_quarter": (0, (5, 1, 1, 1))}
+STYLES |= dict.fromkeys(("ranking_quarter", "ranking_half"), (0, (5, 1)))
+STYLES |= dict.fromkeys(("ranking_adjusted_quarter", "ranking_adjusted_half"), (0, (5, 1, 1, 1)))
 
 
 def difference(values: Sequence[float]) -> tuple[float, float, float]:
@@ -309,7 +310,9 @@ def plot_traces(folder: Path, out: Path) -> None:
                 distance = trace["outside"] / trace["within"]
                 ax.plot(trace["epoch"], distance, ls=STYLES.get(crl, "-"), color=color, label=label)
         ax.axhline(1, color="0.7", lw=0.8)
-        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within")
+        shown = np.concatenate([line.get_ydata() for line in ax.lines])
+        top = 1.2 * np.nanquantile(shown, 0.95)  # a distance near 0 makes a ratio of anything
+        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within", ylim=(0.8, top))
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
     fig.suptitle(title, fontsize="small")
