@@ -10,6 +10,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from torch import Tensor, nn
 
+from fastai_crl._fastai import told_single_label
 from fastai_crl.labels import label_counts
 
 
@@ -42,13 +43,18 @@ def start_at_frequency(
 
     Raises:
         ValueError: the last layer is another one, or has another number of outputs; counts or n that are missing or do
-            not fit.
+            not fit; dls of a single-label task.
 
     Example:
         >>> layer = start_at_frequency(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), counts=[50, 1], n=100)
         >>> [round(p, 3) for p in layer.bias.sigmoid().tolist()]
         [0.5, 0.01]
     """
+    if told_single_label(dls):
+        raise ValueError(
+            "dls has one class index per image: start_at_frequency is for several labels. For one, "
+            'make_loss("logit_adjusted", dls=dls) is what starts at the frequencies.'
+        )
     counts, n = check_counts("start_at_frequency", counts, n, False, dls)
     layer = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))][-1:]
     if not layer or not isinstance(layer[0], nn.Linear) or layer[0].out_features != len(counts):

@@ -58,6 +58,11 @@ def test_counts_of_data(hpa_dls):
     torch.testing.assert_close(layer.bias.detach().cpu(), (counts.clamp(1, n - 1) / n).logit())
 
 
+def test_one_class_per_image_has_another_way(single_label_dls):
+    with pytest.raises(ValueError, match="is for several labels"):
+        start_at_frequency(network(), dls=single_label_dls)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
