@@ -552,6 +552,8 @@ dist.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=int(sy
 learn = load_learner(sys.argv[1])
 table = write_submission(learn, sys.argv[2], sys.argv[3], chunk=8, progress=False)
 table.to_csv(f"{sys.argv[3]}.rank{sys.argv[5]}", index=False)
+dist.barrier()  # a process that ends while the other still talks to it has that one aborted
+dist.destroy_process_group()
 """
 
 
