@@ -56,8 +56,10 @@ def read_labels(source: Any, n_classes: int | None = None, open_images: bool = F
         found = read_labels(dataset.dataset, n_classes, open_images)
         return None if found is None else found[np.asarray(dataset.indices, int)]
     key, state = id(dataset), (_state(dataset), open_images)
+    if state[0] is None:  # any change would go unseen
+        return _widened(_read(dataset, open_images), n_classes)
     held = _known.get(key)
-    if held is None or held[0]() is not dataset or state[0] is None or held[1] != state:
+    if held is None or held[0]() is not dataset or held[1] != state:
         found = _read(dataset, open_images)
         held = weakref.ref(dataset, lambda _: _known.pop(key, None)), state, found
         _known[key] = held

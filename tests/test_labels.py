@@ -305,3 +305,8 @@ def test_real_labels_in_a_second(shared):
         counts = label_counts(train)
         assert time.thread_time() - start < 1
         assert counts.tolist() == df["Target"][:-10].str.get_dummies(" ")[list(map(str, range(28)))].sum().tolist()
+
+
+def test_a_list_for_a_data_set_does_not_tell():
+    items = [(torch.zeros(1), torch.tensor([1.0, 0]))] * 4
+    assert read_labels(items) is None and label_counts(torch.utils.data.DataLoader(items)) is None
