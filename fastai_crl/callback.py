@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from fastai.callback.schedule import SchedCos
 from torch import Tensor, nn
 
 from fastai_crl._checks import as_plain_tensor, check_targets, one_column
@@ -26,17 +24,12 @@ from fastai_crl._fastai import (
     unguard_fit,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.labels import label_names, read_labels
-from fastai_crl.losses.crl import CRL, Rectified
-from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_alpha, split_shift
-from fastai_crl.losses.imbalance import SeenLabels, mix, omega
-
-Schedule = Callable[[float], float] | Sequence[float]
-
-
-def ramp(pct: float, over: float = 0.25) -> float:
-    """Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."""
-    return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
+from fastai_crl.evaluate.mined import NOTHING, Mined, counts_frame, plot_counts
+from fastai_crl.labels import label_names
+from fastai_crl.losses.alpha import Schedule, check_alpha, scheduled
+from fastai_crl.losses.crl import CRL
+from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
+from fastai_crl.losses.imbalance import TrainingLabels, mix
 
 
 @dataclass
@@ -50,10 +43,8 @@ class _Fit:
     started: bool = False  # training, not validation or prediction alone
     shifted: bool = False  # the term has the base loss's shift, where it is to have it
     alphas: list[float | Tensor] = field(default_factory=list)
-    totals: tuple[Tensor, ...] | None = None  # of the epoch: triplets by label, sum of terms, batches with a triplet
-    counted: Any = ...  # the data set whose Ω follows, if it tells
-    omega: Tensor | None = None
-    seen: SeenLabels = field(default_factory=SeenLabels)
+    mined: Mined | None = None  # of the epoch
+    labels: TrainingLabels = field(default_factory=TrainingLabels)
 
 
 class CRLCallback(Callback):
@@ -176,8 +167,8 @@ class CRLCallback(Callback):
     def before_fit(self) -> None:
         self._clean_up()
         self._now = now = _Fit(self.learn.loss_func, is_lr_search(self.learn))
-        values = {"alpha": self._alpha, "loss": self._loss, "triplets": self._triplets, "labels": self._labels}
-        now.recorder = add_columns(self.learn, {f"crl_{name}": value for name, value in values.items()})
+        shown = {"crl_alpha": self._alpha, **{f"crl_{name}": partial(self._shown, name) for name in NOTHING}}
+        now.recorder = add_columns(self.learn, shown)
         if self.term.level == "instance" and self.alpha != 0:
             # Before validation too: a compiled model keeps the hooks of its first call.
             now.hook = self.caught.hook(self.learn.model, self.embedding)
@@ -187,15 +178,15 @@ class CRLCallback(Callback):
             self.before_fit()
         if not self._now.started:
             self._start(self._now)
-        self._now.totals = None
+        self._now.mined = None
 
     def before_validate(self) -> None:
         if self._now is not None and not self._now.started:  # validation or prediction on its own
             drop_columns(self._now.recorder)
 
     def after_train(self) -> None:
-        if self._now is not None and self._now.totals is not None:
-            counts = self._now.totals[0]
+        if self._now is not None and self._now.mined is not None:
+            counts = self._now.mined.counts
             if n_processes() > 1 and not self.gather:
                 dist.all_reduce(counts)
             if not self._now.is_search:
@@ -226,7 +217,8 @@ class CRLCallback(Callback):
             check_targets(*one_column(as_plain_tensor(pred), as_plain_tensor(yb[0])), name="logits")
 
     def after_loss(self) -> None:
-        now, share, features = self._now, self._scheduled(), self.caught.features
+        share = scheduled(self.schedule, float(self.learn.pct_train))
+        now, features = self._now, self.caught.features
         self.caught.features = None
         if share == 0 or self.alpha == 0:
             now.alphas.append(0.0)
@@ -245,9 +237,13 @@ class CRLCallback(Callback):
         if size > 1:
             logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))
             features = features[0] if features else None
-        alpha = share * (self._auto(now, logits, targets) if self.alpha == "auto" else self.alpha)
+        alpha = self.alpha
+        if alpha == "auto":
+            found = now.labels.add(self.learn.dls.train, logits, targets)
+            alpha = found.clamp_max(self.term.criterion.alpha_limit)
+        alpha = share * alpha
         rectified = self.term.loss_and_counts(logits, targets, features, skip_non_finite=True)
-        self._count(now, rectified)
+        now.mined = Mined.of(rectified.counts, rectified.loss).plus(now.mined)
         if size > 1:
             rectified = rectified._replace(loss=scale_gradient(rectified.loss, size))
         now.alphas.append(alpha)
@@ -257,53 +253,20 @@ class CRLCallback(Callback):
         self.learn.loss_grad = torch.where(base.detach().isfinite(), loss + (total - base), total)
         self.learn.loss = loss.clone()
 
-    def _scheduled(self) -> float:
-        pct, schedule = float(self.learn.pct_train), self.schedule
-        if schedule is None:
-            return ramp(pct)
-        if callable(schedule):
-            return float(schedule(pct))
-        return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))
-
-    def _auto(self, now: _Fit, logits: Tensor, targets: Tensor) -> Tensor:
-        """Ω of the training set's labels, or of those seen so far where the data set does not tell; limited."""
-        data = getattr(self.learn.dls.train, "dataset", None)
-        if now.counted is not data:
-            labels = read_labels(self.learn.dls.train, logits.shape[1])
-            now.counted, now.omega = data, None
-            if labels is not None and labels.nnz:
-                now.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
-        found = now.seen.add(logits, targets) if now.omega is None else now.omega
-        return found.clamp_max(self.term.criterion.alpha_limit)
-
-    def _count(self, now: _Fit, rectified: Rectified) -> None:
-        found = (rectified.counts.sum() > 0).float()
-        new = (rectified.counts, rectified.loss.detach() * found, found)
-        now.totals = new if now.totals is None else tuple(a + b for a, b in zip(now.totals, new, strict=True))
-
     # ---- what happened ----
     def _alpha(self) -> float:
         return float(self._now.alphas[-1]) if self._now and self._now.alphas else 0.0
 
-    def _loss(self) -> float:
-        """The mean term; NaN without a triplet: 0 would be the best of all epochs to a callback that monitors it."""
-        return float(self._now.totals[1] / self._now.totals[2]) if self._now and self._now.totals else float("nan")
-
-    def _triplets(self) -> int:
-        return int(self._now.totals[0].sum()) if self._now and self._now.totals else 0
-
-    def _labels(self) -> int:
-        return int((self._now.totals[0] > 0).sum()) if self._now and self._now.totals else 0
+    def _shown(self, name: str) -> float:
+        return (self._now.mined.columns() if self._now and self._now.mined else NOTHING)[name]
 
     def counts_frame(self) -> pd.DataFrame:
         """Triplets mined of each label in each epoch trained since the callback was made: totals, labels as columns.
 
         Rows are indexed by fit and epoch, both from 0; epochs without a mined batch (α = 0) are not listed.
         """
-        index = pd.MultiIndex.from_tuples([h[:2] for h in self.history], names=["fit", "epoch"])
         n_classes = len(self.history[0][2]) if self.history else 0
-        names = label_names(getattr(self.learn, "dls", None), n_classes)
-        return pd.DataFrame([h[2].tolist() for h in self.history], index=index, columns=names)
+        return counts_frame(self.history, label_names(getattr(self.learn, "dls", None), n_classes))
 
     def plot_counts(self, ax: Any = None, top: int | None = None) -> Any:
         """Plot the triplets mined of each label over the epochs of `counts_frame`, on a logarithmic axis.
@@ -318,10 +281,4 @@ class CRLCallback(Callback):
         Raises:
             ValueError: nothing has been mined yet.
         """
-        frame = self.counts_frame().reset_index(drop=True)
-        if frame.empty:
-            raise ValueError("Nothing has been mined yet: fit first, with alpha above 0.")
-        order = frame.sum().sort_values(ascending=False, kind="stable").index[:top]
-        ax = frame[order].plot(ax=ax, logy="sym", marker=".", colormap="turbo", xlabel="epoch", ylabel="mined triplets")
-        ax.legend(fontsize="x-small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
-        return ax
+        return plot_counts(self.counts_frame(), ax, top)

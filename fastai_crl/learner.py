@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from fastai_crl._fastai import is_single_label, rebuild
-from fastai_crl.callback import CRLCallback, Schedule
+from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.decisions import set_thresholds, thresholds_of
 from fastai_crl.evaluate.metrics import MacroF1, MeanAP
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities, show_predictions
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, label_names
+from fastai_crl.losses.alpha import Schedule
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL

@@ -25,9 +25,10 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
-from fastai_crl.callback import CRLCallback, ramp
+from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import MacroF1
 from fastai_crl.losses import CRL, CRLLoss, imbalance
+from fastai_crl.losses.alpha import ramp
 
 N, C = 64, 6
 

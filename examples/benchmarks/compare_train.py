@@ -18,8 +18,8 @@ import torch
 from compare_tasks import Split
 from torch import Tensor, nn
 
-from fastai_crl.callback import ramp
 from fastai_crl.losses import CRL, imbalance, make_loss, start_at_frequency
+from fastai_crl.losses.alpha import ramp
 from fastai_crl.losses.criteria import Ranking
 from fastai_crl.losses.imbalance import mix
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler

@@ -26,12 +26,13 @@ from fastai_crl._checks import (
     readable,
     whole_number,
 )
-from fastai_crl.mining.hard_samples import HardSamples, pairwise_distance, take
+from fastai_crl.mining.hard_samples import pairwise_distance
 from fastai_crl.mining.memory import PositiveMemory
-from fastai_crl.mining.profile import Level, Profile, Scope, membership
+from fastai_crl.mining.profile import Level, Scope, membership
 
-from .criteria import CRITERIA, Average, Criterion, Pairs, ScoreSpace, make_criterion
+from .criteria import CRITERIA, Average, Criterion, ScoreSpace, make_criterion
 from .hinge import Engine, HingeOptions, check_engine, hinge_sum
+from .pairs import PairOptions, pair_sums, widest
 
 # Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
 _SLICE = 2**22
@@ -246,8 +247,9 @@ class CRL(nn.Module):
                 options = HingeOptions(self.rho, self.k, margin, attribute, lone_positive, by_label)
                 part: Callable[..., tuple[Tensor, ...]] = partial(hinge_sum, options=options, engine=self.engine)
             else:
-                span = self._span(scores, distance)
-                part = partial(self._pair_sums, features=features, distance=distance, span=span, margin=margin)
+                pairs = PairOptions(self.criterion, self.scope, self.rho, self.k, margin, by_label)
+                span = widest(scores, distance, self.score_space)
+                part = partial(pair_sums, features=features, distance=distance, span=span, options=pairs)
             counts, sums = self._all_sums(part, scores, y, None if frequency is None else frequency.to(y.device))
             if self.past is not None and self.training:
                 self.past.write(scores if features is None else features.to(scores.dtype), y == 1)
@@ -274,60 +276,3 @@ class CRL(nn.Module):
         """Labels that attribute scope mines at a time."""
         per_anchor = 2 * min(self.k, n) if self.level == "class" else n
         return max(1, min(n_classes, _SLICE // (max(1, n // 2) * per_anchor)))
-
-    def _span(self, scores: Tensor, distance: Tensor | None) -> Tensor | float:
-        """The largest distance there can be: the range of the distribution criterion's histograms.
-
-        At least 0.01: equal scores span nothing, and the gradient is as steep as the range is small.
-        """
-        if distance is None and self.score_space == "probability":
-            return 1.0
-        largest = scores.detach().max() - scores.detach().min() if distance is None else distance.detach().max()
-        return largest.clamp_min(0.01)
-
-    def _pair_sums(
-        self,
-        scores: Tensor,
-        y: Tensor,
-        frequency: Tensor | None,
-        memory: tuple[Tensor, Tensor] | None,
-        *,
-        features: Tensor | None,
-        distance: Tensor | None,
-        span: Tensor | float,
-        margin: float,
-    ) -> tuple[Tensor, ...]:
-        """Triplets per label and the criterion's sums over all pairs of a slice of the labels."""
-        past, valid = (None, None) if memory is None else memory
-        lone_positive = self.criterion.lone_positive
-        with torch.no_grad():
-            profile = Profile.of(y, self.rho, self.scope, frequency, valid, lone_positive)
-            counts = profile.triplets(self.k)
-            share = counts.clamp_min(1).to(y.dtype).reciprocal() if self.average == "label" else None
-            counts = profile.by_label(counts, y.shape[1])
-            past = None if past is None else profile.of_labels(past)
-        if distance is None or features is None:
-            scores = profile.scores(scores)
-            past = None if past is None else past.to(scores.dtype)
-            with torch.no_grad():
-                hard = HardSamples.by_score(profile, scores.detach(), self.k, past)
-            own, near, far = take((scores, past), hard.anchor, hard.near, hard.far)
-            to_positive, to_negative = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
-        else:
-            past = None if past is None else profile.distance_to(features, past)
-            with torch.no_grad():
-                remembered = None if past is None else past.detach()
-                hard = HardSamples.by_distance(profile, distance.detach(), self.k, remembered)
-            to_positive, to_negative = take((distance, past), hard.near, hard.far)
-        is_positive, is_negative = hard.is_near, hard.each(hard.is_far)
-        needed = hard.is_anchor[:, None] if lone_positive else is_positive.any(1, keepdim=True)
-        pairs = Pairs(
-            to_positive,
-            is_positive,
-            to_negative,
-            is_negative & needed,
-            0.0 if distance is not None else -span,
-            span,
-            None if share is None else share.index_select(0, hard.row),
-        )
-        return counts, *self.criterion.sums(pairs, margin)

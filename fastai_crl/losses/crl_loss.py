@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastai_crl._checks import as_plain_tensor, check_choice, one_column
 
+from .alpha import check_alpha
 from .complete import complete
 from .crl import CRL
 from .imbalance import SeenLabels, imbalance, mix
@@ -152,13 +153,6 @@ def base_shift(base_loss: Any) -> Tensor | None:
     On raw logits CRL works against a logit-adjusted base.
     """
     return getattr(base_loss, "shift", None)
-
-
-def check_alpha(alpha: float | str) -> float | str:
-    """`alpha`, or a ValueError if it is neither `auto` nor in [0, 1]."""
-    if alpha != "auto" and (isinstance(alpha, str) or not 0 <= alpha <= 1):
-        raise ValueError(f'alpha={alpha!r}: the weight of the rectification term must be in [0, 1], or "auto".')
-    return alpha
 
 
 def default_base_loss(single_label: bool) -> Callable[..., Tensor]:

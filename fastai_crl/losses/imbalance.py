@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastai_crl.labels import read_labels
 from fastai_crl.mining.profile import membership
 
 from .crl import Rectified
@@ -69,6 +71,25 @@ class SeenLabels:
         h = (membership(targets, logits.shape[1]) == 1).sum(0)
         self.counts, self.n = h if self.counts is None else self.counts.to(h.device) + h, self.n + len(targets)
         return omega(self.counts.to(torch.promote_types(logits.dtype, torch.float32)), self.n)
+
+
+class TrainingLabels:
+    """Labels that a learner trains on: Ω of its data set's, or of those seen so far where that does not tell them."""
+
+    def __init__(self) -> None:
+        self.counted: Any = ...  # the data set whose Ω follows, if it tells
+        self.omega: Tensor | None = None
+        self.seen = SeenLabels()
+
+    def add(self, loader: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """Count a batch of (n, C) logits of a loader, if it has to be; return Ω, a scalar in float32 or more."""
+        data = getattr(loader, "dataset", None)
+        if self.counted is not data:
+            labels = read_labels(loader, logits.shape[1])
+            self.counted, self.omega = data, None
+            if labels is not None and labels.nnz:
+                self.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
+        return self.seen.add(logits, targets) if self.omega is None else self.omega
 
 
 def mix(base: Tensor, rectified: Rectified, alpha: float | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from fastai_crl.hpa import HPA_COUNTS
 from fastai_crl.losses.crl import Rectified
-from fastai_crl.losses.imbalance import imbalance, mix, omega
+from fastai_crl.losses.imbalance import TrainingLabels, imbalance, mix, omega
 
 
 def test_of_hpa():
@@ -65,3 +65,15 @@ def test_a_base_loss_that_is_not_finite_stays(value):
     mixed.backward()
     assert torch.equal(mixed.isnan(), base.isnan()) and not mixed.isfinite()
     assert base.grad == 1 and crl.grad == 0
+
+
+def test_of_the_data_set_or_of_the_labels_seen_so_far():
+    y = torch.eye(3)[[0] * 6 + [1, 2]]
+    told = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 1), y), batch_size=2)
+    untold = torch.utils.data.DataLoader(list(zip(torch.zeros(8, 1), y, strict=True)), batch_size=2)
+    labels = TrainingLabels()
+    assert float(labels.add(told, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([6, 1, 1]))
+    # Of another data set, which does not tell, the batches count.
+    assert float(labels.add(untold, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([2, 0, 0]))
+    assert float(labels.add(untold, torch.zeros(2, 3), y[6:])) == pytest.approx(imbalance([2, 1, 1]))
+    assert float(labels.add(told, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([6, 1, 1]))
