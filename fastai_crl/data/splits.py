@@ -188,15 +188,17 @@ class FoldSplit:
 
 
 def split_by(
-    valid_pct: float = 0.2,
+    valid_pct: float | None = None,
     seed: int | None = 42,
     group_col: str | None = None,
     valid_col: str | None = None,
     stratify: bool = False,
     fold_col: str | None = None,
-    fold: int | str = 0,
+    fold: int | str | None = None,
 ) -> Split:
     """Return the split that the keywords of `from_csv` describe; see the classes for their meaning.
+
+    Without a column that fixes the split a fifth of the rows validates, with `fold_col` fold 0, unless told otherwise.
 
     Raises:
         ValueError: keywords that exclude each other, or a share out of range.
@@ -205,10 +207,15 @@ def split_by(
         raise ValueError("Pass valid_col or fold_col, not both: each of them fixes the split.")
     if stratify and (fixed := valid_col or fold_col):
         raise ValueError(f"stratify=True draws a split, but column {fixed!r} fixes it: pass one of them.")
+    if valid_pct is not None and (fixed := valid_col or fold_col):
+        raise ValueError(f"valid_pct={valid_pct!r} is of a drawn split, but column {fixed!r} fixes it: leave it out.")
+    if fold is not None and fold_col is None:
+        raise ValueError(f"fold={fold!r} needs fold_col=, the column of the folds.")
     if valid_col is not None:
         return ColumnSplit(valid_col, group_col)
     if fold_col is not None:
-        return FoldSplit(fold_col, fold, group_col)
+        return FoldSplit(fold_col, 0 if fold is None else fold, group_col)
+    valid_pct = 0.2 if valid_pct is None else valid_pct
     if stratify:
         return StratifiedSplit(valid_pct, seed, group_col)
     return RandomSplit(valid_pct, seed) if group_col is None else GroupSplit(group_col, valid_pct, seed)

@@ -36,7 +36,7 @@ def label_counts(df, by="fold", label_delim=" "):
     return Annotations.from_frame(df, label_delim=label_delim).table(by)
 
 
-def valid_rows(df, share, seed, group_col=None, valid_col=None, fold_col=None, fold=0, stratify=False):
+def valid_rows(df, share, seed, group_col=None, valid_col=None, fold_col=None, fold=None, stratify=False):
     """Positions of the validation rows, by the keywords of `from_csv`."""
     return validation_rows(
         split_by(share, seed, group_col, valid_col, stratify, fold_col, fold), Annotations.from_frame(df)
@@ -138,23 +138,29 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
 def test_split_columns(hpa):
     df = read_csv(hpa / "train.csv")
     df = add_folds(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
-    assert valid_rows(df, 0.2, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
-    assert valid_rows(df.astype(str), 0.2, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
+    assert valid_rows(df, None, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
+    assert valid_rows(df.astype(str), None, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
     with pytest.raises(ValueError, match=r"fold=4 does not occur in column 'fold', which holds 0, 1, 2, 3"):
-        valid_rows(df, 0.2, 1, fold_col="fold", fold=4)
+        valid_rows(df, None, 1, fold_col="fold", fold=4)
     with pytest.raises(ValueError, match=r"Ids without a fold \(1 in all\): synthetic-000003"):
-        valid_rows(df.assign(fold=["0", "1", "0", "", *["1"] * (len(df) - 4)]), 0.2, 1, fold_col="fold")
+        valid_rows(df.assign(fold=["0", "1", "0", "", *["1"] * (len(df) - 4)]), None, 1, fold_col="fold")
     with pytest.raises(ValueError, match="valid_col or fold_col, not both"):
-        valid_rows(df, 0.2, 1, fold_col="fold", valid_col="fold")
+        valid_rows(df, None, 1, fold_col="fold", valid_col="fold")
+    with pytest.raises(
+        ValueError, match=r"valid_pct=0\.2 is of a drawn split, but column 'fold' fixes it: leave it out"
+    ):
+        valid_rows(df, 0.2, 1, valid_col="fold")
+    with pytest.raises(ValueError, match="fold=1 needs fold_col="):
+        valid_rows(df, 0.2, 1, fold=1)
     with pytest.raises(ValueError, match="stratify=True draws a split, but column 'fold' fixes it"):
-        valid_rows(df, 0.2, 1, fold_col="fold", stratify=True)
+        valid_rows(df, None, 1, fold_col="fold", stratify=True)
     # A group on both sides of a fixed split is a leak.
     with pytest.raises(
         ValueError, match=r"Groups of 'Group' on both sides of the split by 'fold' \(6 in all\): g0, g1"
     ):
-        valid_rows(df, 0.2, 1, "Group", fold_col="fold")
+        valid_rows(df, None, 1, "Group", fold_col="fold")
     halves = df.assign(half=[i % 6 < 3 for i in range(len(df))])
-    assert valid_rows(halves, 0.2, 1, "Group", "half") == np.flatnonzero(halves["half"]).tolist()
+    assert valid_rows(halves, None, 1, "Group", "half") == np.flatnonzero(halves["half"]).tolist()
 
 
 def test_from_csv(hpa, tmp_path):
