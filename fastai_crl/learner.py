@@ -172,12 +172,12 @@ def crl_learner(
         if loss_func.follows_base:
             options["shift"] = "base"
         loss_func = loss_func.base_loss
-    counts = _counts_for_default(dls, get_c(dls) or kwargs.get("n_out") or n_labels) if loss_func is None else None
+    counts = None
     if loss_func is None:
-        adjusted = single_label and counts is not None
-        loss_func = (
-            make_loss("logit_adjusted", counts, single_label=True) if adjusted else default_base_loss(single_label)
-        )
+        counts = _counts_for_default(dls, get_c(dls) or kwargs.get("n_out") or n_labels)
+        loss_func = default_base_loss(single_label)
+        if single_label and counts is not None:
+            loss_func = make_loss("logit_adjusted", counts, single_label=True)
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
     loss_func = complete(loss_func, single_label)

@@ -204,16 +204,16 @@ def _chosen(runs: pd.DataFrame) -> str:
     """
     runs, parts = runs[(runs["sampler"] == "uniform")], []
     single = set(runs.loc[runs["base"] == "ce", "task"])
-    for name, mine in (("several labels", ~runs["task"].isin(single)), ("one label", runs["task"].isin(single))):
-        rows = runs[mine]
-        full = rows.groupby(["base", "crl"])["task"].nunique()
-        arms = full.index[full == full.max()]
-        rows = rows.set_index(["base", "crl"]).loc[lambda r, arms=arms: r.index.isin(arms)].reset_index()
+    for name, one_label in (("several labels", False), ("one label", True)):
+        rows = runs[runs["task"].isin(single) == one_label]
+        n_tasks = rows.groupby(["base", "crl"])["task"].nunique()
+        arms = n_tasks[n_tasks == n_tasks.max()].index.to_frame(index=False)
+        rows = rows.merge(arms)
         shared = rows.groupby(["task", "seed"])["base"].transform("size") == len(arms)
         means = rows[shared].groupby(["task", "base", "crl"], sort=False)[list(CHOSEN_BY)].mean()
-        tasks = list(dict.fromkeys(means.index.get_level_values("task")))
-        if not tasks or "valid_map" not in means or means.isna().all(axis=None):
+        if means.isna().all(axis=None):
             continue
+        tasks = list(dict.fromkeys(means.index.get_level_values("task")))
         table = []
         for arm in dict.fromkeys(key[1:] for key in means.index):
             by_task = means.xs(arm, level=("base", "crl"))
