@@ -42,7 +42,7 @@ import torch
 from compare_measures import evaluate, evaluate_valid, geometry
 from compare_own import advise, own_task
 from compare_rows import Runs, alone, keep_options
-from compare_stats import plot_differences, plot_gains, plot_traces, tables
+from compare_stats import DEFAULT, plot_differences, plot_gains, plot_traces, tables
 from compare_tasks import TASKS, Split, Task, load, split
 from compare_train import PRIOR, TERMS, Config, outputs, train
 from fastcore.script import call_parse, store_true
@@ -58,7 +58,6 @@ DEFAULT_TERMS = "none,ranking_quarter,ranking_adjusted_quarter,ranking,ranking_a
 OWN_TERMS = "none,ranking_quarter,ranking_adjusted_quarter"
 REGIMES = ("pixels", "features")
 SAMPLERS = ("uniform", "class_aware", "repeat_factor")
-SHOWN_AT_ALL_LRS = ("logit_adjusted", "ranking_adjusted_quarter")
 TUNING_SEED = 1000
 
 
@@ -109,7 +108,7 @@ def plan(
                 later = 0 if main else 0.3 if crl == "instance" and base in MAIN else 0.6
                 key = (100 * i + j, task, base, sampler, crl)
                 jobs += [Job(seed + later, *key, "test", seed) for seed in range(seeds if main else fewer)]
-                if (base, crl) == SHOWN_AT_ALL_LRS and len(lrs) > 1:
+                if base == DEFAULT[single][0] and crl in ("none", DEFAULT[single][1]) and len(lrs) > 1:
                     jobs += [Job(seed + 0.8, *key, "lr", seed, lr) for seed in range(fewer) for lr in lrs]
     return sorted(jobs, key=lambda job: job[:2])
 

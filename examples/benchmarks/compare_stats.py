@@ -172,18 +172,18 @@ def tables(runs: pd.DataFrame) -> str:
 
 
 def _at_all_rates(runs: pd.DataFrame, measures: list[str]) -> str:
-    """Markdown of the arm that was run at every learning rate, over the seeds that all of them have."""
-    arms = runs[runs["stage"] == "lr"][["base", "sampler", "crl"]].drop_duplicates()
-    mine = runs[runs["stage"] != "tune"].merge(arms)
-    seeds = [set(group) for _, group in mine.groupby("lr")["seed"]]
+    """Markdown of the default and its loss alone at every learning rate, over the seeds that all of them have."""
+    runs = runs[runs["stage"] != "tune"]
+    arms = runs.loc[runs["stage"] == "lr", ["base", "sampler", "crl"]].drop_duplicates()
+    mine = runs.merge(arms).sort_values("lr", key=lambda lr: lr.astype(float))
+    mine["base"] += ", " + mine["lr"]  # a rate's runs are compared with those of that rate
+    seeds = [set(group) for _, group in mine.groupby(["base", "crl"])["seed"]]
     mine = mine[mine["seed"].isin(set.intersection(*seeds))] if seeds else mine
     if not len(mine):
         return ""
-    mine = mine.assign(rate=mine["lr"].astype(float)).sort_values("rate")
-    table = _means(
-        mine, ["base", "sampler", "crl", "rate"], ["base loss", "sampler", "added", "learning rate"], measures
-    )
-    return f"One arm at each learning rate:\n\n{table}"
+    means = _means(mine, ["base", "sampler", "crl"], ["base loss, learning rate", "sampler", "added"], measures)
+    added = _differences(effects(mine), measures)
+    return f"The default and its loss alone at each learning rate:\n\n{means}\nWhat is added, by rate:\n\n{added}"
 
 
 def _counted(found: pd.DataFrame) -> str:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from fastai_crl.losses import CRL, imbalance, make_loss, start_at_frequency
 from fastai_crl.losses.alpha import ramp
 from fastai_crl.losses.criteria import Ranking
+from fastai_crl.losses.crl import Rectified
 from fastai_crl.losses.imbalance import mix
+from fastai_crl.mining import minority_classes
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 __all__ = ["PRIOR", "TERMS", "Config", "Outputs", "Term", "outputs", "train"]
@@ -37,6 +39,7 @@ class Term:
         active: the part of training in which it is added, from and to, of 0 to 1.
         share: of Ω, that its weight α is.
         most: α at the most.
+        sure: the probability above which a positive is an anchor of `easy_anchors`, which then replaces `crl`.
     """
 
     crl: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +47,7 @@ class Term:
     active: tuple[float, float] = (0.0, 1.0)
     share: float = 1.0
     most: float = 1.0
+    sure: float | None = None
 
 
 PRIOR = "_prior"  # behind the name of a base loss: the network starts at the frequencies of the labels
@@ -60,8 +64,10 @@ TERMS: dict[str, Term | None] = {
     "ranking_half": Term({"criterion": "ranking"}, share=0.5),
     "ranking_adjusted_half": Term({"criterion": "ranking"}, adjusted=True, share=0.5),
     "memory": Term({"criterion": "relative", "memory": 16}),
-    "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5)),
-    "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0)),
+    "ranking_eighth": Term({"criterion": "ranking"}, most=Ranking.alpha_limit / 2),
+    "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5), most=Ranking.alpha_limit),
+    "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0), most=Ranking.alpha_limit),
+    "easy_anchors": Term(sure=0.9),
 }
 
 
@@ -175,6 +181,27 @@ def augment(x: Tensor, flips: str, rng: np.random.Generator) -> Tensor:
 
 
 # ---- training ----
+def easy_anchors(logits: Tensor, targets: Tensor, sure: float, k: int = 25, margin: float = 0.5) -> Rectified:
+    """CRL as published, at class level, but that only positives the network is sure of are anchors.
+
+    The others are still their hard positives: those are pushed up to the anchors, hard negatives away from them. With
+    `sure` 0 every positive is an anchor, which is the published loss.
+    """
+    p = logits.softmax(1) if targets.ndim == 1 else logits.sigmoid()
+    hinges = [p.new_zeros(0)]
+    for c in minority_classes(targets, n_classes=p.shape[1]).nonzero()[:, 0].tolist():
+        positive = targets == c if targets.ndim == 1 else targets[:, c] == 1
+        own = p[positive, c]
+        negatives = p[~positive, c].topk(min(k, int((~positive).sum()))).values
+        for i in (own > sure).nonzero()[:, 0].tolist():
+            others = torch.cat([own[:i], own[i + 1 :]])
+            positives = others.topk(min(k, len(others)), largest=False).values
+            to_positive, to_negative = (own[i] - positives).abs(), own[i] - negatives
+            hinges.append((margin + to_positive[:, None] - to_negative).relu().flatten())
+    found = torch.cat(hinges)
+    return Rectified(found.sum() / max(1, len(found)), torch.tensor([len(found)]))
+
+
 def train(
     data: Split, config: Config, seed: int, after_epoch: Callable[[int, nn.Sequential], None] | None = None
 ) -> nn.Sequential:
@@ -193,7 +220,7 @@ def train(
     if config.base.endswith(PRIOR):
         start_at_frequency(model, counts, len(y))
     added = TERMS[config.term]
-    term = added and CRL(**added.crl, shift=getattr(base, "shift", None) if added.adjusted else None)
+    rectify = added and _rectify(added, getattr(base, "shift", None))
     omega, per_epoch, rng = imbalance(counts), len(y) // config.bs, np.random.default_rng([seed, 2])
     steps = per_epoch * config.epochs
     optimizer = torch.optim.AdamW(parameters(model, config), config.lr, weight_decay=0.01)
@@ -207,7 +234,7 @@ def train(
         logits = model[-1](features.float())
         loss = base(logits, targets)
         if added and (share := min(added.share * omega, added.most) * _ramp(step / steps, *added.active)):
-            loss = mix(loss, term.loss_and_counts(logits, targets, features.float()), share)
+            loss = mix(loss, rectify(logits, targets, features.float()), share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -216,6 +243,13 @@ def train(
             after_epoch((step + 1) // per_epoch, model.eval())
             model.train()
     return model.eval()
+
+
+def _rectify(term: Term, shift: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Rectified]:
+    """What makes the term of logits, targets and the embedding."""
+    if term.sure is not None:
+        return lambda logits, targets, _: easy_anchors(logits, targets, term.sure)
+    return CRL(**term.crl, shift=shift if term.adjusted else None).loss_and_counts
 
 
 def parameters(model: nn.Sequential, config: Config) -> list[dict[str, Any]]:

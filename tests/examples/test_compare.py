@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import mean_ap
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.losses import make_loss
+from fastai_crl.losses import CRL, make_loss
 from fastai_crl.synthetic import make_hpa
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
@@ -196,6 +196,31 @@ def test_terms_start_and_stop():
     found = {k: [compare_train._ramp(done, *v) for done in (0.0, 0.4, 0.5, 0.9)] for k, v in shares.items()}
     assert found["ranking"] == [0, 1, 1, 1] and found["ranking_early"] == [0, 1, 0, 0]
     assert found["ranking_late"] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_easy_anchors_are_those_of_the_published_term_that_are_sure(single_label):
+    rng = torch.Generator().manual_seed(0)
+    logits, targets = 2 * torch.randn(40, 6, generator=rng), torch.rand(40, 6, generator=rng).lt(0.15).float()
+    targets = targets.argmax(1) if single_label else targets
+    logits.requires_grad_()
+    every = compare_train.easy_anchors(logits, targets, 0.0, k=3)
+    published = CRL(k=3).loss_and_counts(logits, targets)
+    torch.testing.assert_close(every.loss, published.loss)
+    assert every.counts.sum() == published.counts.sum() > 0
+    torch.testing.assert_close(*(torch.autograd.grad(found.loss, logits)[0] for found in (every, published)))
+    sure = compare_train.easy_anchors(logits, targets, 0.4, k=3)
+    assert 0 < sure.counts.sum() < every.counts.sum()
+    none = compare_train.easy_anchors(logits, targets, 1.0)
+    assert none.loss == 0 == none.counts.sum()
+
+
+def test_easy_anchors_by_hand():
+    p = torch.tensor([[0.95], [0.2], [0.4], [0.1], [0.3], [0.3]])
+    targets = torch.tensor([[1.0], [1], [0], [0], [0], [0]])
+    found = compare_train.easy_anchors(p.logit(), targets, 0.9, k=2)
+    # one anchor, .95; its hard positive .2, hard negatives .4 and .3: it drops out, m - (.2 - .4) and m - (.2 - .3)
+    torch.testing.assert_close(found.loss, torch.tensor((0.7 + 0.6) / 2))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -408,8 +433,11 @@ def test_main_arms_have_five_seeds_and_the_others_three():
     three = [(base, "instance") for base in main] + [("weighted_bce", crl) for crl in (*terms, "instance")]
     assert tested == {**dict.fromkeys(five, 5), **dict.fromkeys(three, 3)}
     shown = found[found["stage"] == "lr"]
-    assert set(zip(shown["base"], shown["crl"], strict=True)) == {("logit_adjusted", "ranking_adjusted_quarter")}
-    assert shown.groupby("task")["lr"].value_counts().tolist() == [3] * 6
+    arms = set(zip(shown["task"], shown["base"], shown["crl"], strict=True))
+    assert arms == {("a", "bce_prior", "none"), ("a", "bce_prior", "ranking_quarter")} | {
+        ("b", "logit_adjusted", crl) for crl in ("none", "ranking_adjusted_quarter")
+    }
+    assert shown.groupby(["task", "crl"])["lr"].value_counts().tolist() == [3] * 12
 
 
 def test_what_informs_most_comes_first():
@@ -468,8 +496,7 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     bank = toy_bank()
     np.savez(cache / "drawn_features.npz", x=bank.x, y=bank.y, test=bank.test)
     options = {"data": str(tmp_path / "nothing"), "cache": str(cache), "regime": "features", "seeds": 2, "epochs": 2}
-    options |= {"bases": "bce,logit_adjusted", "lrs": "0.01,0.03", "fewer": 1}
-    options |= {"terms": "none,ranking_quarter,ranking_adjusted_quarter"}
+    options |= {"bases": "bce,bce_prior", "lrs": "0.01,0.03", "fewer": 1, "terms": "none,ranking_quarter,published"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, str(FOLDER / "compare.py"), "--out", str(killed)]
     command += [part for k, v in options.items() for part in (f"--{k}", str(v))]
@@ -501,12 +528,13 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     found, expected = rows_of(killed / "runs.csv"), rows_of(whole / "runs.csv")
     assert 2 <= len(done) < len(found) and found[: len(done)] == done  # kept, not run again
     keys = [tuple(row[k] for k in compare_rows.KEY) for row in found]
-    assert len(set(keys)) == len(keys) == 4 + 2 * 5 + 1  # rates; two seeds of five arms; one at the other rate
+    assert len(set(keys)) == len(keys) == 4 + 2 * 6 + 2  # rates; two seeds of six arms; two arms at the other rate
     assert keys == [tuple(row[k] for k in compare_rows.KEY) for row in expected]
     for a, b in zip(found, expected, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     table = (killed / "table.md").read_text()
-    assert "## drawn (features)" in table and "One arm at each learning rate" in table and str(tmp_path) not in table
+    assert "## drawn (features)" in table and "and its loss alone at each learning" in table
+    assert str(tmp_path) not in table
     for name in ("gains.png", "differences.png", "geometry.png"):
         assert (killed / name).stat().st_size > 5_000
 
