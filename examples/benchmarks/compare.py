@@ -54,6 +54,7 @@ from fastai_crl.losses import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES
 
 MULTI, SINGLE = "bce,bce_prior,logit_adjusted,weighted_bce", "ce,logit_adjusted,class_balanced"
 MAIN = ("bce", "bce_prior", "ce", "logit_adjusted")
+AT_ALL_LRS = {False: ("bce_prior", "weighted_bce", "weighted_bce_prior"), True: ("logit_adjusted",)}  # by single-label
 DEFAULT_TERMS = "none,ranking_quarter,ranking_adjusted_quarter,ranking,ranking_adjusted,published,instance"
 OWN_TERMS = "none,ranking_quarter,ranking_adjusted_quarter"
 REGIMES = ("pixels", "features")
@@ -108,7 +109,7 @@ def plan(
                 later = 0 if main else 0.3 if crl == "instance" and base in MAIN else 0.6
                 key = (100 * i + j, task, base, sampler, crl)
                 jobs += [Job(seed + later, *key, "test", seed) for seed in range(seeds if main else fewer)]
-                if base == DEFAULT[single][0] and crl in ("none", DEFAULT[single][1]) and len(lrs) > 1:
+                if base in AT_ALL_LRS[single] and crl in ("none", DEFAULT[single][1]) and len(lrs) > 1:
                     jobs += [Job(seed + 0.8, *key, "lr", seed, lr) for seed in range(fewer) for lr in lrs]
     return sorted(jobs, key=lambda job: job[:2])
 
@@ -245,7 +246,7 @@ def main(
     default = OWN_TERMS if path else DEFAULT_TERMS
     names, added, drawn_by = _names(tasks, TASKS), _names(terms or default, TERMS), _names(samplers, SAMPLERS)
     losses = {False: bases or MULTI, True: bases or SINGLE}
-    known = {False: (*MULTI_LABEL_LOSSES, "bce" + PRIOR), True: SINGLE_LABEL_LOSSES}
+    known = {False: (*MULTI_LABEL_LOSSES, "bce" + PRIOR, "weighted_bce" + PRIOR), True: SINGLE_LABEL_LOSSES}
     _names(bases or MULTI, {*known[False], *known[True]})
     losses = {single: [b for b in text.split(",") if b in known[single]] for single, text in losses.items()}
     if path and not bases:
