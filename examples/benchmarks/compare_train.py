@@ -219,7 +219,7 @@ def train(
     base = make_loss(config.base.removesuffix(PRIOR), counts, len(y), single_label=y.ndim == 1)
     if config.base.endswith(PRIOR):
         start_at_frequency(model, counts, len(y))
-        if (weight := getattr(base, "pos_weight", None)) is not None:
+        if (weight := getattr(getattr(base, "func", None), "pos_weight", None)) is not None:
             model[-1].bias.data += weight.log()  # the one prediction for all images that costs such a loss the least
     added = TERMS[config.term]
     rectify = added and _rectify(added, getattr(base, "shift", None))

@@ -191,6 +191,16 @@ def test_a_network_that_starts_at_the_frequencies_keeps_its_start():
     assert len(decayed["params"]) + 1 == len(list(model.parameters()))
 
 
+def test_weighted_bce_starts_at_the_constant_that_costs_it_the_least(monkeypatch):
+    data = compare_tasks.split(toy_bank(), 0)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    start = compare_train.train(data, compare_train.Config("weighted_bce_prior", epochs=1, bs=32), 0)[-1].bias.detach()
+    constant = start.clone().requires_grad_()
+    loss = make_loss("weighted_bce", data.counts(), len(data.y["train"]))
+    loss(constant.expand(len(data.y["train"]), -1), data.y["train"]).backward()
+    torch.testing.assert_close(constant.grad, torch.zeros_like(start), atol=1e-6, rtol=0)
+
+
 def test_terms_start_and_stop():
     shares = {name: compare_train.TERMS[name].active for name in ("ranking", "ranking_early", "ranking_late")}
     found = {k: [compare_train._ramp(done, *v) for done in (0.0, 0.4, 0.5, 0.9)] for k, v in shares.items()}
@@ -434,10 +444,9 @@ def test_main_arms_have_five_seeds_and_the_others_three():
     assert tested == {**dict.fromkeys(five, 5), **dict.fromkeys(three, 3)}
     shown = found[found["stage"] == "lr"]
     arms = set(zip(shown["task"], shown["base"], shown["crl"], strict=True))
-    assert arms == {("a", "bce_prior", "none"), ("a", "bce_prior", "ranking_quarter")} | {
-        ("b", "logit_adjusted", crl) for crl in ("none", "ranking_adjusted_quarter")
-    }
-    assert shown.groupby(["task", "crl"])["lr"].value_counts().tolist() == [3] * 12
+    multi = {("a", base, crl) for base in ("bce_prior", "weighted_bce") for crl in ("none", "ranking_quarter")}
+    assert arms == multi | {("b", "logit_adjusted", crl) for crl in ("none", "ranking_adjusted_quarter")}
+    assert shown.groupby(["task", "base", "crl"])["lr"].value_counts().tolist() == [3] * 18
 
 
 def test_what_informs_most_comes_first():
