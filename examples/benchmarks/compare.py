@@ -3,10 +3,11 @@
 Each arm is a task x base loss x sampler x what is added to the loss (`compare_train.TERMS`): nothing, CRL ranking on
 the network's logits or on those that the base loss adjusts, with the paper's weight or at most a quarter, CRL as
 published, CRL as published at instance level. `bce_prior` is binary cross entropy of a network that starts at the
-frequencies of the labels. All arms of a task train the same network for the same number of steps. The learning rate is
-chosen from three for each base loss, by validation mAP with a seed of its own, and shared by the arms of that loss.
-Decisions are fitted on validation before losses are compared. Then each seed is trained and its test images are looked
-at once. Differences are paired by seed, with 95 % intervals of Student's t.
+frequencies of the labels, `weighted_bce_prior` √pos_weight of one that starts at its own best constant. All arms of a
+task train the same network for the same number of steps. The learning rate is chosen from three for each base loss, by
+validation mAP with a seed of its own, and shared by the arms of that loss. Decisions are fitted on validation before
+losses are compared. Then each seed is trained and its test images are looked at once. Differences are paired by seed,
+with 95 % intervals of Student's t.
 
 Two regimes: `pixels` trains a ResNet-8 end to end, in minutes; `features` trains a head of one hidden layer on features
 of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `compare_train` for a run,
