@@ -1,6 +1,6 @@
 """Compare losses and CRL on long-tailed tasks, fairly, over several seeds.
 
-Each arm is a task x base loss x sampler x what is added to the loss (`compare_train.TERMS`): nothing, CRL ranking on
+Each arm is a task x base loss x sampler x what is added to the loss (`compare_terms.TERMS`): nothing, CRL ranking on
 the network's logits or on those that the base loss adjusts, with the paper's weight or at most a quarter, CRL as
 published, CRL as published at instance level. `bce_prior` is binary cross entropy of a network that starts at the
 frequencies of the labels, `weighted_bce_prior` √pos_weight of one that starts at its own best constant. All arms of a
@@ -42,10 +42,12 @@ import pandas as pd
 import torch
 from compare_measures import evaluate, evaluate_valid, geometry
 from compare_own import advise, own_task
+from compare_plots import plot_differences, plot_gains, plot_traces
 from compare_rows import Runs, alone, keep_options
-from compare_stats import DEFAULT, plot_differences, plot_gains, plot_traces, tables
+from compare_stats import DEFAULT, tables
 from compare_tasks import TASKS, Split, Task, load, split
-from compare_train import PRIOR, TERMS, Config, outputs, train
+from compare_terms import TERMS
+from compare_train import PRIOR, Config, outputs, train
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 
@@ -224,7 +226,7 @@ def main(
     regime: str = "pixels",  # end to end, or "features" of a frozen network
     tasks: str = ",".join(TASKS),  # of the four
     bases: str = "",  # base losses; default: plain, from frequencies, logit-adjusted, √pos_weight or class-balanced
-    terms: str = "",  # what is added to them, of compare_train.TERMS; default: seven, of your own data three
+    terms: str = "",  # what is added to them, of compare_terms.TERMS; default: seven, of your own data three
     samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
     seeds: int = 5,  # of the main arms
     fewer: int = 3,  # seeds of the other arms

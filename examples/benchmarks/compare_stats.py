@@ -1,27 +1,14 @@
-"""Tables and pictures of the runs of `compare.py`: means, paired differences with intervals, gains by label."""
+"""Tables of the runs of `compare.py`: means, and paired differences with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-__all__ = [
-    "ARM",
-    "MEASURES",
-    "difference",
-    "effects",
-    "gains",
-    "paired",
-    "plot_differences",
-    "plot_gains",
-    "plot_traces",
-    "tables",
-]
+__all__ = ["ARM", "DEFAULT", "MEASURES", "difference", "effects", "paired", "tables"]
 
 ARM = ["regime", "task", "base", "sampler", "crl"]
 MEASURES = {
@@ -34,15 +21,13 @@ MEASURES = {
     "probe": "linear probe",
     "knn": "k-NN",
 }
-CHOSEN_BY = {"valid_map": "mAP", "valid_f1_shift": "macro-F1, shift"}
+CHOSEN_BY = {"valid_map": "validation mAP", "valid_f1_shift": "validation macro-F1, shift"}
+TITLES = CHOSEN_BY | MEASURES
 PLAIN = ("bce", "ce")
 DEFAULT = {
     False: ("bce_prior", "ranking_quarter"),
     True: ("logit_adjusted", "ranking_adjusted_quarter"),
 }  # of crl_learner, by single-label
-STYLES = {"none": "-", "ranking": "--", "ranking_adjusted": "-.", "published": (0, (1, 3)), "instance": ":"}
-STYLES |= dict.fromkeys(("ranking_quarter", "ranking_half"), (0, (5, 1)))
-STYLES |= dict.fromkeys(("ranking_adjusted_quarter", "ranking_adjusted_half"), (0, (5, 1, 1, 1)))
 
 
 def difference(values: Sequence[float]) -> tuple[float, float, float]:
@@ -66,44 +51,43 @@ def measured(runs: pd.DataFrame) -> list[str]:
     return [m for m in MEASURES if m in runs and runs[m].notna().any()]
 
 
-def _compare(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str]) -> list[dict[str, object]]:
+def _compare(
+    runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], measures: Sequence[str]
+) -> list[dict[str, object]]:
     """One row per measure of what the second arm is better by, if both have run; no interval below three seeds."""
     rows = []
-    for measure in measured(runs):
+    for measure in measures:
         values = paired(runs, first, second, measure)
         if len(values):
             mean, low, high = difference(values) if len(values) > 2 else (values.mean(), np.nan, np.nan)
             verdict = "better" if low > 0 else "worse" if high < 0 else "level" if len(values) > 2 else "too few"
-            rows.append(
-                {
-                    **second,
-                    "measure": measure,
-                    "n": len(values),
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                    "verdict": verdict,
-                }
-            )
+            found = {"measure": measure, "n": len(values), "mean": mean, "low": low, "high": high, "verdict": verdict}
+            rows.append(second | found)
     return rows
 
 
-def effects(runs: pd.DataFrame, against: str = "none") -> pd.DataFrame:
+def effects(
+    runs: pd.DataFrame, against: str | dict[str, str] = "none", measures: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Every arm against another, one row per measure: mean, low and high of the differences by seed.
 
-    against: "none", the same loss and sampler without CRL; "plain", plain cross entropy alone, uniform batches; or
-        "default", what `crl_learner` trains with.
+    against: "none", the same loss and sampler without CRL; "plain", plain cross entropy alone, uniform batches;
+        "default", what `crl_learner` trains with; or the columns of `ARM` in which the other arm differs.
+    measures: columns; default those of `MEASURES` that the rows have.
     """
     rows = []
     for arm in runs[ARM].drop_duplicates().to_dict("records"):
-        reference = arm | {"crl": "none"}
-        if against != "none":
-            bases = runs.loc[(runs["task"] == arm["task"]) & runs["base"].isin(PLAIN), "base"]
-            plain = next(iter(bases), "")
+        mine = runs[runs["task"] == arm["task"]]
+        if isinstance(against, dict):
+            other = against
+        elif against == "none":
+            other = {"crl": "none"}
+        else:
+            plain = next(iter(mine.loc[mine["base"].isin(PLAIN), "base"]), "")
             base, crl = (plain, "none") if against == "plain" else DEFAULT[plain == "ce"]
-            reference |= {"base": base, "crl": crl, "sampler": "uniform"}
-        if arm != reference:
-            rows += _compare(runs[runs["task"] == arm["task"]], reference, arm)
+            other = {"base": base, "crl": crl, "sampler": "uniform"}
+        if arm != arm | other:
+            rows += _compare(mine, arm | other, arm, measured(mine) if measures is None else measures)
     return pd.DataFrame(rows, columns=[*ARM, "measure", "n", "mean", "low", "high", "verdict"])
 
 
@@ -125,7 +109,7 @@ def _differences(found: pd.DataFrame, measures: list[str]) -> str:
     for key, arm in found.groupby(["base", "sampler", "crl"], sort=False):
         cells = arm.set_index("measure").to_dict("index")
         rows.append([*key, int(arm["n"].max()), *(_cell(cells[m]) if m in cells else "" for m in measures)])
-    return _markdown(["base loss", "sampler", "added", "pairs", *(MEASURES[m] for m in measures)], rows)
+    return _markdown(["base loss", "sampler", "added", "pairs", *(TITLES[m] for m in measures)], rows)
 
 
 def _means(runs: pd.DataFrame, keys: list[str], header: list[str], measures: list[str]) -> str:
@@ -138,14 +122,15 @@ def _means(runs: pd.DataFrame, keys: list[str], header: list[str], measures: lis
             "" if np.isnan(v) else f"**{v:.3f}**" if v == means[m].max() else f"{v:.3f}" for m, v in values.items()
         ]
         rows.append([*key, n[key], *cells])
-    return _markdown([*header, "seeds", *(MEASURES[m] for m in measures)], rows)
+    return _markdown([*header, "seeds", *(TITLES[m] for m in measures)], rows)
 
 
 def tables(runs: pd.DataFrame) -> str:
     """Tables in Markdown.
 
     Of each task the mean of every arm on the test images, what CRL adds, what each arm has over plain cross entropy
-    and over the default, and one arm at all learning rates; how often CRL is better; and the validation images' choice.
+    and over the default, and some arms at all learning rates; how often CRL is better; those arms over tasks and rates;
+    and the validation images' choice.
     """
     tested, parts = runs[runs["stage"] == "test"], []
     added = effects(tested)
@@ -164,26 +149,57 @@ def tables(runs: pd.DataFrame) -> str:
             if len(mine):
                 parts.append(f"{title}: mean difference by seed and 95 % interval, bold where that leaves 0 out:\n")
                 parts.append(_differences(mine, measures))
-        parts.append(_at_all_rates(runs[(runs["regime"] == regime) & (runs["task"] == task)], measures))
+        parts.append(_by_rate(runs[(runs["regime"] == regime) & (runs["task"] == task)], measures))
     if (added["verdict"] != "too few").any():
         parts.append(_counted(added[added["verdict"] != "too few"]))
+    parts.append(_over_rates(runs))
     parts.append(_chosen(tested))
     return "\n".join(part for part in parts if part)
 
 
-def _at_all_rates(runs: pd.DataFrame, measures: list[str]) -> str:
-    """Markdown of the default and its loss alone at every learning rate, over the seeds that all of them have."""
-    runs = runs[runs["stage"] != "tune"]
-    arms = runs.loc[runs["stage"] == "lr", ["base", "sampler", "crl"]].drop_duplicates()
-    mine = runs.merge(arms).sort_values("lr", key=lambda lr: lr.astype(float))
-    mine["base"] += ", " + mine["lr"]  # a rate's runs are compared with those of that rate
-    seeds = [set(group) for _, group in mine.groupby(["base", "crl"])["seed"]]
-    mine = mine[mine["seed"].isin(set.intersection(*seeds))] if seeds else mine
+def _all_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the arms that have run at the most tasks and learning rates, over the seeds that all have at each."""
+    arm, runs = ["base", "sampler", "crl"], runs[runs["stage"] != "tune"]
+    mine = runs.merge(runs.loc[runs["stage"] == "lr", arm].drop_duplicates())
+    if not len(mine):
+        return mine
+    cells = mine[[*arm, "task", "lr"]].drop_duplicates().groupby(arm).size()
+    mine = mine.merge(cells[cells == cells.max()].index.to_frame(index=False))
+    seeds = [set(group) for _, group in mine.groupby([*arm, "task", "lr"])["seed"]]
+    return mine[mine["seed"].isin(set.intersection(*seeds))]
+
+
+def _by_rate(runs: pd.DataFrame, measures: list[str]) -> str:
+    """Markdown of a task's arms that were run at every learning rate: means, and what is added, rate by rate."""
+    mine = _all_rates(runs).sort_values("lr", key=lambda lr: lr.astype(float))
     if not len(mine):
         return ""
+    mine["base"] += ", " + mine["lr"]  # a rate's runs are compared with those of that rate
     means = _means(mine, ["base", "sampler", "crl"], ["base loss, learning rate", "sampler", "added"], measures)
     added = _differences(effects(mine), measures)
-    return f"The default and its loss alone at each learning rate:\n\n{means}\nWhat is added, by rate:\n\n{added}"
+    return f"At each learning rate:\n\n{means}\nWhat is added, by rate:\n\n{added}"
+
+
+def _over_rates(runs: pd.DataFrame) -> str:
+    """Markdown of the same arms, a seed's mean over all tasks of a kind and all rates in place of its runs."""
+    single, parts = set(runs.loc[runs["base"] == "ce", "task"]), []
+    for name, one_label in (("several labels", False), ("one label", True)):
+        mine = _all_rates(runs[runs["task"].isin(single) == one_label])
+        if not len(mine):
+            continue
+        measures = [*(m for m in CHOSEN_BY if mine[m].notna().any()), *measured(mine)]
+        by_seed = mine.groupby(["regime", "base", "sampler", "crl", "seed"], sort=False)[measures].mean().reset_index()
+        by_seed["task"] = "all"
+        tasks, rates = ", ".join(dict.fromkeys(mine["task"])), ", ".join(sorted(set(mine["lr"])))
+        parts.append(f"Tasks of {name}: {tasks}; rates {rates}.\n")
+        parts.append(_means(by_seed, ["base", "sampler", "crl"], ["base loss", "sampler", "added"], measures))
+        default = dict(zip(("base", "crl"), DEFAULT[one_label], strict=True)) | {"sampler": "uniform"}
+        for title, against in (
+            ("What is added to the same loss", "none"),
+            ("Over the default of crl_learner", default),
+        ):
+            parts.append(f"{title}:\n\n{_differences(effects(by_seed, against, measures), measures)}")
+    return "## Over tasks and learning rates, on validation and test\n\n" + "\n".join(parts) if parts else ""
 
 
 def _counted(found: pd.DataFrame) -> str:
@@ -222,99 +238,3 @@ def _chosen(runs: pd.DataFrame) -> str:
         header = ["base loss", "added", *CHOSEN_BY.values(), *(f"{task}: both" for task in tasks)]
         parts.append(f"Tasks of {name}, mean over them:\n\n{_markdown(header, table)}")
     return "## On validation, by which a default is chosen\n\n" + "\n".join(parts) if parts else ""
-
-
-# ---- pictures ----
-def gains(runs: pd.DataFrame, task: str, base: str, column: str, crl: str, sampler: str = "uniform") -> pd.DataFrame:
-    """Training count and mean gain of `column` (label_ap, label_recall) by label, over seeds, of CRL over none."""
-    runs = runs[(runs["task"] == task) & (runs["base"] == base) & (runs["sampler"] == sampler)].set_index("seed")
-    sides = [_by_label(runs[runs["crl"] == name], column) for name in (crl, "none")]
-    counts = _by_label(runs[runs["crl"] == crl], "label_count").mean()
-    return pd.DataFrame({"count": counts, "gain": (sides[0] - sides[1]).mean()})
-
-
-def _by_label(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    return runs[column].str.split().apply(lambda values: pd.Series([float(v) for v in values]))
-
-
-def plot_gains(runs: pd.DataFrame, out: Path) -> None:
-    """Gain of average precision and recall by label against its training count, one row per task."""
-    crl = next((name for name in ("ranking_quarter", "ranking") if (runs["crl"] == name).any()), "")
-    tasks = list(dict.fromkeys(runs.loc[runs["crl"] == crl, "task"]))
-    if not tasks:
-        return
-    fig, axes = plt.subplots(len(tasks), 2, figsize=(10, 2.6 * len(tasks)), squeeze=False, layout="constrained")
-    for task, row in zip(tasks, axes, strict=True):
-        mine = runs[runs["task"] == task]
-        for ax, (column, name) in zip(row, (("label_ap", "AP"), ("label_recall", "recall")), strict=True):
-            for base in dict.fromkeys(mine.loc[mine["crl"] == crl, "base"]):
-                values = gains(mine, task, base, column, crl)
-                ax.plot(values["count"], values["gain"], "o", ms=4, alpha=0.7, label=base)
-            ax.axhline(0, color="0.5", lw=0.8)
-            ax.set(xscale="log", title=task, xlabel="training images of the label", ylabel=f"gain of {name}")
-        row[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    fig.suptitle(f"What {crl} adds to each loss, by label: mean over the seeds, test, uniform batches")
-    fig.savefig(out, dpi=110)
-    plt.close(fig)
-
-
-def plot_differences(
-    runs: pd.DataFrame, out: Path, measures: Sequence[str] = ("map", "map_tail", "f1_shift", "probe", "knn")
-) -> None:
-    """Every arm's difference to plain cross entropy with its interval: a row of axes per task, a column per measure."""
-    found = effects(runs, "plain")
-    measures = [m for m in measures if (found["measure"] == m).any()]
-    if not measures:
-        return
-    arms = list(dict.fromkeys(zip(found["base"].replace(dict.fromkeys(PLAIN, "plain")), found["crl"], strict=True)))
-    found = found.assign(
-        arm=[
-            arms.index((b if b not in PLAIN else "plain", c)) for b, c in zip(found["base"], found["crl"], strict=True)
-        ]
-    )
-    tasks = list(dict.fromkeys(found["task"]))
-    size = (2.2 + 2 * len(measures), 0.8 + len(tasks) * (0.5 + 0.18 * len(arms)))
-    fig, axes = plt.subplots(len(tasks), len(measures), figsize=size, squeeze=False, sharey=True, layout="constrained")
-    for task, row in zip(tasks, axes, strict=True):
-        for measure, ax in zip(measures, row, strict=True):
-            mine = found[(found["task"] == task) & (found["measure"] == measure)]
-            ax.plot(mine["mean"], mine["arm"], "o", ms=4)
-            ax.hlines(mine["arm"], mine["low"], mine["high"])
-            ax.axvline(0, color="0.5", lw=0.8)
-            ax.set_title(f"{task}: {MEASURES[measure]}", fontsize="small")
-            ax.tick_params(labelsize="x-small")
-    names = [f"{base} + {crl}" if crl != "none" else base for base, crl in arms]
-    axes[0, 0].set_yticks(range(len(arms)), names)
-    axes[0, 0].invert_yaxis()
-    fig.suptitle(
-        "Difference to plain cross entropy, paired by seed, and 95 % interval (three seeds or more)", fontsize="small"
-    )
-    fig.savefig(out, dpi=110)
-    plt.close(fig)
-
-
-def plot_traces(folder: Path, out: Path) -> None:
-    """Distances of the tail's samples in the embedding over training, outside / within, one picture per task."""
-    files = sorted(folder.glob("*.csv"))
-    if not files:
-        return
-    named = [(*file.stem.split("-")[:4], pd.read_csv(file)) for file in files]  # task, base, sampler, added
-    tasks = list(dict.fromkeys(task for task, *_ in named))
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3.5 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    for task, ax in zip(tasks, axes[0], strict=True):
-        for name, base, _, crl, trace in named:
-            if name == task:
-                loss = "plain" if base in PLAIN else base
-                color = {"plain": "C0", "logit_adjusted": "C1"}.get(loss, "C2")
-                label = loss if crl == "none" else f"{loss} + {crl}"
-                distance = trace["outside"] / trace["within"]
-                ax.plot(trace["epoch"], distance, ls=STYLES.get(crl, "-"), color=color, label=label)
-        ax.axhline(1, color="0.7", lw=0.8)
-        shown = np.concatenate([line.get_ydata() for line in ax.lines])
-        top = 1.2 * np.nanquantile(shown, 0.95)  # a distance near 0 makes a ratio of anything
-        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within", ylim=(0.8, top))
-    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
-    fig.suptitle(title, fontsize="small")
-    fig.savefig(out, dpi=110)
-    plt.close(fig)

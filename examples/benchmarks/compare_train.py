@@ -10,65 +10,23 @@ Every network is an `nn.Sequential` whose last layer is linear: what goes into t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from compare_tasks import Split
+from compare_terms import TERMS
 from torch import Tensor, nn
 
-from fastai_crl.losses import CRL, imbalance, make_loss, start_at_frequency
-from fastai_crl.losses.alpha import ramp
-from fastai_crl.losses.criteria import Ranking
-from fastai_crl.losses.crl import Rectified
+from fastai_crl.losses import imbalance, make_loss, start_at_frequency
 from fastai_crl.losses.imbalance import mix
-from fastai_crl.mining import minority_classes
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
-__all__ = ["PRIOR", "TERMS", "Config", "Outputs", "Term", "outputs", "train"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """What is added to a base loss.
-
-    Attributes:
-        crl: arguments of `CRL`.
-        adjusted: whether it works on the logits that the base loss adjusts, rather than on those of the network.
-        active: the part of training in which it is added, from and to, of 0 to 1.
-        share: of Ω, that its weight α is.
-        most: α at the most.
-        sure: the probability above which a positive is an anchor of `easy_anchors`, which then replaces `crl`.
-    """
-
-    crl: dict[str, Any] = field(default_factory=dict)
-    adjusted: bool = False
-    active: tuple[float, float] = (0.0, 1.0)
-    share: float = 1.0
-    most: float = 1.0
-    sure: float | None = None
+__all__ = ["PRIOR", "Config", "Outputs", "outputs", "train"]
 
 
 PRIOR = "_prior"  # behind the name of a base loss: the network starts at the frequencies of the labels
-
-TERMS: dict[str, Term | None] = {
-    "none": None,
-    "ranking": Term({"criterion": "ranking"}),
-    "ranking_adjusted": Term({"criterion": "ranking"}, adjusted=True),
-    "published": Term({"criterion": "relative"}),
-    "instance": Term({"criterion": "relative", "level": "instance"}),
-    "ranking_quarter": Term({"criterion": "ranking"}, most=Ranking.alpha_limit),  # the package's default
-    "ranking_adjusted_quarter": Term({"criterion": "ranking"}, adjusted=True, most=Ranking.alpha_limit),
-    # Not among the arms that run by default:
-    "ranking_half": Term({"criterion": "ranking"}, share=0.5),
-    "ranking_adjusted_half": Term({"criterion": "ranking"}, adjusted=True, share=0.5),
-    "memory": Term({"criterion": "relative", "memory": 16}),
-    "ranking_eighth": Term({"criterion": "ranking"}, most=Ranking.alpha_limit / 2),
-    "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5), most=Ranking.alpha_limit),
-    "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0), most=Ranking.alpha_limit),
-    "easy_anchors": Term(sure=0.9),
-}
 
 
 @dataclass(frozen=True)
@@ -181,27 +139,6 @@ def augment(x: Tensor, flips: str, rng: np.random.Generator) -> Tensor:
 
 
 # ---- training ----
-def easy_anchors(logits: Tensor, targets: Tensor, sure: float, k: int = 25, margin: float = 0.5) -> Rectified:
-    """CRL as published, at class level, but that only positives the network is sure of are anchors.
-
-    The others are still their hard positives: those are pushed up to the anchors, hard negatives away from them. With
-    `sure` 0 every positive is an anchor, which is the published loss.
-    """
-    p = logits.softmax(1) if targets.ndim == 1 else logits.sigmoid()
-    hinges = [p.new_zeros(0)]
-    for c in minority_classes(targets, n_classes=p.shape[1]).nonzero()[:, 0].tolist():
-        positive = targets == c if targets.ndim == 1 else targets[:, c] == 1
-        own = p[positive, c]
-        negatives = p[~positive, c].topk(min(k, int((~positive).sum()))).values
-        for i in (own > sure).nonzero()[:, 0].tolist():
-            others = torch.cat([own[:i], own[i + 1 :]])
-            positives = others.topk(min(k, len(others)), largest=False).values
-            to_positive, to_negative = (own[i] - positives).abs(), own[i] - negatives
-            hinges.append((margin + to_positive[:, None] - to_negative).relu().flatten())
-    found = torch.cat(hinges)
-    return Rectified(found.sum() / max(1, len(found)), torch.tensor([len(found)]))
-
-
 def train(
     data: Split, config: Config, seed: int, after_epoch: Callable[[int, nn.Sequential], None] | None = None
 ) -> nn.Sequential:
@@ -218,11 +155,9 @@ def train(
     model = resnet8(x.shape[1], x.shape[2], len(counts), config.width) if pixels else head(x.shape[1], len(counts))
     base = make_loss(config.base.removesuffix(PRIOR), counts, len(y), single_label=y.ndim == 1)
     if config.base.endswith(PRIOR):
-        start_at_frequency(model, counts, len(y))
-        if (weight := getattr(getattr(base, "func", None), "pos_weight", None)) is not None:
-            model[-1].bias.data += weight.log()  # the one prediction for all images that costs such a loss the least
+        start_at_frequency(model, counts, len(y), pos_weight=getattr(base.func, "pos_weight", None))
     added = TERMS[config.term]
-    rectify = added and _rectify(added, getattr(base, "shift", None))
+    rectify = added and added.of(getattr(base, "shift", None))
     omega, per_epoch, rng = imbalance(counts), len(y) // config.bs, np.random.default_rng([seed, 2])
     steps = per_epoch * config.epochs
     optimizer = torch.optim.AdamW(parameters(model, config), config.lr, weight_decay=0.01)
@@ -235,8 +170,8 @@ def train(
             features = model[:-1](inputs)
         logits = model[-1](features.float())
         loss = base(logits, targets)
-        if added and (share := min(added.share * omega, added.most) * _ramp(step / steps, *added.active)):
-            loss = mix(loss, rectify(logits, targets, features.float()), share)
+        if added and (alpha := added.alpha(omega, step / steps)):
+            loss = mix(loss, rectify(logits, targets, features.float()), alpha)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -247,13 +182,6 @@ def train(
     return model.eval()
 
 
-def _rectify(term: Term, shift: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Rectified]:
-    """What makes the term of logits, targets and the embedding."""
-    if term.sure is not None:
-        return lambda logits, targets, _: easy_anchors(logits, targets, term.sure)
-    return CRL(**term.crl, shift=shift if term.adjusted else None).loss_and_counts
-
-
 def parameters(model: nn.Sequential, config: Config) -> list[dict[str, Any]]:
     """Parameters in two groups: weight decay would take away the bias that a network starts with.
 
@@ -262,10 +190,6 @@ def parameters(model: nn.Sequential, config: Config) -> list[dict[str, Any]]:
     kept = [model[-1].bias] if config.base.endswith(PRIOR) else []
     decayed = [p for p in model.parameters() if all(p is not k for k in kept)]
     return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-
-
-def _ramp(done: float, start: float, stop: float) -> float:
-    return ramp(done - start) if start <= done < stop else 0.0
 
 
 class Outputs(NamedTuple):

@@ -25,6 +25,7 @@ def start_at_frequency(
     counts: Sequence[float] | Tensor | None = None,
     n: int | None = None,
     dls: DataLoaders | None = None,
+    pos_weight: Tensor | None = None,
 ) -> nn.Linear:
     """Have a multi-label network start by predicting each label as often as it occurs: set its last layer's bias.
 
@@ -37,13 +38,15 @@ def start_at_frequency(
         counts: (C,) positives of each label in the training set.
         n: number of its samples.
         dls: in place of both: data whose labels can be read without opening images.
+        pos_weight: (C,) what the loss weighs positives by, of `nn.BCEWithLogitsLoss`. The network then starts where
+            that loss is least: at the odds of the frequencies times the weights.
 
     Returns:
         The layer.
 
     Raises:
-        ValueError: the last layer is another one, or has another number of outputs; counts or n that are missing or do
-            not fit; dls of a single-label task.
+        ValueError: the last layer is another one, or has another number of outputs; counts, n or pos_weight that are
+            missing or do not fit; dls of a single-label task.
 
     Example:
         >>> layer = start_at_frequency(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), counts=[50, 1], n=100)
@@ -63,7 +66,15 @@ def start_at_frequency(
             f"The last layer with parameters of {type(model).__name__} is {found}: start_at_frequency sets the bias of "
             f"an nn.Linear with {len(counts)} outputs, one for each label. Set that of your model by yourself."
         )
-    bias = log_odds(counts, n).to(layer[0].weight)
+    bias = log_odds(counts, n)
+    if pos_weight is not None:
+        weight = torch.as_tensor(pos_weight, dtype=torch.float32).to(bias.device)
+        if weight.shape != bias.shape or not bool(((weight > 0) & weight.isfinite()).all()):
+            raise ValueError(
+                f"pos_weight={weight.tolist()} does not fit {len(bias)} labels: give one number above 0 for each."
+            )
+        bias = bias + weight.log()
+    bias = bias.to(layer[0].weight)
     layer[0].bias = nn.Parameter(bias) if layer[0].bias is None else layer[0].bias
     layer[0].bias.copy_(bias)
     return layer[0]

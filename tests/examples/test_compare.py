@@ -31,9 +31,11 @@ sys.path.insert(0, str(FOLDER))
 import compare  # noqa: E402
 import compare_measures  # noqa: E402
 import compare_own  # noqa: E402
+import compare_plots  # noqa: E402
 import compare_rows  # noqa: E402
 import compare_stats  # noqa: E402
 import compare_tasks  # noqa: E402
+import compare_terms  # noqa: E402
 import compare_train  # noqa: E402
 
 
@@ -155,7 +157,7 @@ def test_every_arm_trains_and_tells_the_labels(single_label):
     data = compare_tasks.split(toy_bank(single_label=single_label), 0)
     bases = compare.SINGLE if single_label else compare.MULTI
     for base in bases.split(","):
-        for term in compare_train.TERMS:
+        for term in compare_terms.TERMS:
             config = compare_train.Config(base, term, epochs=4, bs=32)
             values = compare.run(data, config, 0, "test")
             assert values["map"] > 0.6 and values["probe"] > 0.6 and values["knn"] > 0.6, (base, term, values)
@@ -171,8 +173,8 @@ def test_samplers_train():
 
 
 def test_adjusted_logits_are_what_the_term_sees(monkeypatch):
-    data, made, make = compare_tasks.split(toy_bank(), 0), [], compare_train.CRL
-    monkeypatch.setattr(compare_train, "CRL", lambda **options: made.append(options) or make(**options))
+    data, made, make = compare_tasks.split(toy_bank(), 0), [], compare_terms.CRL
+    monkeypatch.setattr(compare_terms, "CRL", lambda **options: made.append(options) or make(**options))
     for term in ("ranking", "ranking_adjusted"):
         compare_train.train(data, compare_train.Config("logit_adjusted", term, epochs=1, bs=64), 0)
     shift = make_loss("logit_adjusted", data.counts(), len(data.y["train"])).shift
@@ -202,10 +204,12 @@ def test_weighted_bce_starts_at_the_constant_that_costs_it_the_least(monkeypatch
 
 
 def test_terms_start_and_stop():
-    shares = {name: compare_train.TERMS[name].active for name in ("ranking", "ranking_early", "ranking_late")}
-    found = {k: [compare_train._ramp(done, *v) for done in (0.0, 0.4, 0.5, 0.9)] for k, v in shares.items()}
-    assert found["ranking"] == [0, 1, 1, 1] and found["ranking_early"] == [0, 1, 0, 0]
-    assert found["ranking_late"] == [0, 0, 0, 1]
+    names = ("ranking", "ranking_half", "ranking_quarter", "ranking_early", "ranking_late")
+    found = {k: [compare_terms.TERMS[k].alpha(0.4, done) for done in (0.0, 0.4, 0.5, 0.9)] for k in names}
+    assert found["ranking"] == [0, 0.4, 0.4, 0.4] and found["ranking_half"] == [0, 0.2, 0.2, 0.2]
+    assert found["ranking_quarter"] == [0, 0.25, 0.25, 0.25] and found["ranking_early"] == [0, 0.25, 0, 0]
+    assert found["ranking_late"] == [0, 0, 0, 0.25]
+    assert compare_terms.TERMS["ranking_quarter"].alpha(0.1, 0.9) == 0.1  # a smaller Ω stays
 
 
 @pytest.mark.parametrize("single_label", [False, True])
@@ -214,21 +218,21 @@ def test_easy_anchors_are_those_of_the_published_term_that_are_sure(single_label
     logits, targets = 2 * torch.randn(40, 6, generator=rng), torch.rand(40, 6, generator=rng).lt(0.15).float()
     targets = targets.argmax(1) if single_label else targets
     logits.requires_grad_()
-    every = compare_train.easy_anchors(logits, targets, 0.0, k=3)
+    every = compare_terms.easy_anchors(logits, targets, 0.0, k=3)
     published = CRL(k=3).loss_and_counts(logits, targets)
     torch.testing.assert_close(every.loss, published.loss)
     assert every.counts.sum() == published.counts.sum() > 0
     torch.testing.assert_close(*(torch.autograd.grad(found.loss, logits)[0] for found in (every, published)))
-    sure = compare_train.easy_anchors(logits, targets, 0.4, k=3)
+    sure = compare_terms.easy_anchors(logits, targets, 0.4, k=3)
     assert 0 < sure.counts.sum() < every.counts.sum()
-    none = compare_train.easy_anchors(logits, targets, 1.0)
+    none = compare_terms.easy_anchors(logits, targets, 1.0)
     assert none.loss == 0 == none.counts.sum()
 
 
 def test_easy_anchors_by_hand():
     p = torch.tensor([[0.95], [0.2], [0.4], [0.1], [0.3], [0.3]])
     targets = torch.tensor([[1.0], [1], [0], [0], [0], [0]])
-    found = compare_train.easy_anchors(p.logit(), targets, 0.9, k=2)
+    found = compare_terms.easy_anchors(p.logit(), targets, 0.9, k=2)
     # one anchor, .95; its hard positive .2, hard negatives .4 and .3: it drops out, m - (.2 - .4) and m - (.2 - .3)
     torch.testing.assert_close(found.loss, torch.tensor((0.7 + 0.6) / 2))
 
@@ -416,6 +420,26 @@ def test_the_choice_is_made_on_seeds_and_tasks_that_all_arms_have():
     assert "| bce | ranking | 0.700 | 0.250 | 0.600 / 0.250 | 0.800 / 0.250 |" in chosen and "asl" not in chosen
 
 
+def test_means_over_tasks_and_rates_are_of_arms_and_seeds_that_have_all():
+    cell = runs_of(0.05).assign(stage="test", lr="0.1")
+    cell["valid_map"], cell["valid_f1_shift"] = 0.5 + 0.1 * (cell["crl"] == "ranking"), 0.25
+    everywhere = [
+        cell.assign(task=task, lr=lr, stage=stage, valid_map=cell["valid_map"] + extra, map=cell["map"] + extra)
+        for task, extra in (("toy", 0.0), ("other", 0.2))
+        for lr, stage in (("0.1", "test"), ("0.01", "lr"))
+    ]
+    runs = pd.concat(everywhere)
+    lacking = (runs["seed"] == "5") & (runs["lr"] == "0.01") & (runs["task"] == "other") & (runs["crl"] == "none")
+    elsewhere = everywhere[0].assign(base="asl"), everywhere[1].assign(base="asl")  # not on the other task
+    table = compare_stats.tables(pd.concat([runs[~lacking], *elsewhere]))
+    over = table.split("## Over tasks and learning rates")[1].split("## On validation")[0]
+    assert "Tasks of several labels: toy, other; rates 0.01, 0.1." in over and "asl" not in over
+    assert "| bce | uniform | none | 5 | 0.600 |" in over and "| bce | uniform | ranking | 5 | **0.700** |" in over
+    assert "| bce | uniform | ranking | 5 | **+0.100** (+0.100 to +0.100) |" in over
+    # gains of .05 to .054, one value a seed whatever the number of tasks and rates: the interval is that of five
+    assert "**+0.052** (+0.050 to +0.054)" in over
+
+
 def test_intervals_are_those_of_a_t_test():
     values = [0.01, 0.03, 0.02, 0.05]
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -423,7 +447,7 @@ def test_intervals_are_those_of_a_t_test():
 
 
 def test_gains_by_label():
-    found = compare_stats.gains(runs_of(0.05), "toy", "bce", "label_ap", "ranking")
+    found = compare_plots.gains(runs_of(0.05), "toy", "bce", "label_ap", "ranking")
     assert found["count"].tolist() == [100, 5] and found["gain"].tolist() == pytest.approx([0, 0.0525])
 
 
@@ -542,7 +566,7 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
     for a, b in zip(found, expected, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
     table = (killed / "table.md").read_text()
-    assert "## drawn (features)" in table and "and its loss alone at each learning" in table
+    assert "## drawn (features)" in table and "At each learning rate" in table
     assert str(tmp_path) not in table
     for name in ("gains.png", "differences.png", "geometry.png"):
         assert (killed / name).stat().st_size > 5_000

@@ -25,6 +25,16 @@ def test_it_predicts_each_label_as_often_as_it_occurs(bias):
     torch.testing.assert_close(model(torch.randn(2, 5)).sigmoid(), expected.expand(2, 3))
 
 
+def test_with_weights_it_starts_where_the_weighted_loss_is_least():
+    y = torch.zeros(100, 3)
+    for c, count in enumerate((50, 2, 90)):
+        y[:count, c] = 1
+    loss = make_loss("weighted_bce", counts=y.sum(0), n=100)
+    start = start_at_frequency(network(), y.sum(0), 100, pos_weight=loss.func.pos_weight).bias
+    (slope,) = torch.autograd.grad(loss(start.expand(100, 3), y), start)
+    torch.testing.assert_close(slope, torch.zeros(3), atol=1e-7, rtol=0)
+
+
 def test_the_head_of_fastai_gets_the_bias_that_it_lacks():
     head = create_head(4, 3)
     assert head[-1].bias is None
@@ -76,6 +86,8 @@ def test_one_class_per_image_has_another_way(single_label_dls):
         (network(), {"counts": [1, 2, 3]}, "start_at_frequency needs .* n=, the number"),
         (network(), {}, "start_at_frequency needs to know how common"),
         (network(), {"counts": [1, 2, 30], "n": 9}, "from 0 to n"),
+        (network(), {"counts": [1, 2, 3], "n": 9, "pos_weight": torch.ones(2)}, r"pos_weight=\[1.0, 1.0\].*3 labels"),
+        (network(), {"counts": [1, 2, 3], "n": 9, "pos_weight": [1, 0, 2]}, "number above 0 for each"),
     ],
 )
 def test_what_cannot_start(model, options, message):
