@@ -12,9 +12,8 @@ from compare_stats import MEASURES, PLAIN, effects
 
 __all__ = ["gains", "plot_differences", "plot_gains", "plot_traces"]
 
-STYLES = {"none": "-", "ranking": "--", "ranking_adjusted": "-.", "published": (0, (1, 3)), "instance": ":"}
-STYLES |= dict.fromkeys(("ranking_quarter", "ranking_half"), (0, (5, 1)))
-STYLES |= dict.fromkeys(("ranking_adjusted_quarter", "ranking_adjusted_half"), (0, (5, 1, 1, 1)))
+DRAWN = {"none": "-", "published": ":"}  # what is added, in the picture of the embedding; all arms would be a tangle
+DRAWN |= dict.fromkeys(("ranking_quarter", "ranking_adjusted_quarter", "ranking_adjusted_half"), "--")
 
 
 def gains(runs: pd.DataFrame, task: str, base: str, column: str, crl: str, sampler: str = "uniform") -> pd.DataFrame:
@@ -58,15 +57,22 @@ def plot_differences(
     measures = [m for m in measures if (found["measure"] == m).any()]
     if not measures:
         return
-    arms = list(dict.fromkeys(zip(found["base"].replace(dict.fromkeys(PLAIN, "plain")), found["crl"], strict=True)))
-    found = found.assign(
-        arm=[
-            arms.index((b if b not in PLAIN else "plain", c)) for b, c in zip(found["base"], found["crl"], strict=True)
-        ]
-    )
     tasks = list(dict.fromkeys(found["task"]))
-    size = (2.2 + 2 * len(measures), 0.8 + len(tasks) * (0.5 + 0.18 * len(arms)))
-    fig, axes = plt.subplots(len(tasks), len(measures), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    arms = found["base"].replace(dict.fromkeys(PLAIN, "plain")) + (" + " + found["crl"]).where(
+        found["crl"] != "none", ""
+    )
+    found = found.assign(arm=arms)
+    heights = [found.loc[found["task"] == task, "arm"].nunique() for task in tasks]
+    size = (2.2 + 2 * len(measures), 0.8 + 0.5 * len(tasks) + 0.18 * sum(heights))
+    fig, axes = plt.subplots(
+        len(tasks),
+        len(measures),
+        figsize=size,
+        squeeze=False,
+        sharey="row",
+        height_ratios=heights,
+        layout="constrained",
+    )
     for task, row in zip(tasks, axes, strict=True):
         for measure, ax in zip(measures, row, strict=True):
             mine = found[(found["task"] == task) & (found["measure"] == measure)]
@@ -75,9 +81,7 @@ def plot_differences(
             ax.axvline(0, color="0.5", lw=0.8)
             ax.set_title(f"{task}: {MEASURES[measure]}", fontsize="small")
             ax.tick_params(labelsize="x-small")
-    names = [f"{base} + {crl}" if crl != "none" else base for base, crl in arms]
-    axes[0, 0].set_yticks(range(len(arms)), names)
-    axes[0, 0].invert_yaxis()
+        row[0].invert_yaxis()
     fig.suptitle(
         "Difference to plain cross entropy, paired by seed, and 95 % interval (three seeds or more)", fontsize="small"
     )
@@ -86,26 +90,31 @@ def plot_differences(
 
 
 def plot_traces(folder: Path, out: Path) -> None:
-    """Distances of the tail's samples in the embedding over training, outside / within, one picture per task."""
-    files = sorted(folder.glob("*.csv"))
-    if not files:
+    """Distances of the tail's samples in the embedding over training, outside / within, one picture per task.
+
+    Of the losses alone, with CRL as in the default, and as published; medians of five epochs, as a small tail jumps.
+    """
+    named = [(*file.stem.split("-")[:4], file) for file in sorted(folder.glob("*.csv"))]  # task, base, sampler, added
+    named = [found for found in named if found[3] in DRAWN]
+    if not named:
         return
-    named = [(*file.stem.split("-")[:4], pd.read_csv(file)) for file in files]  # task, base, sampler, added
     tasks = list(dict.fromkeys(task for task, *_ in named))
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3.5 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    bases = list(dict.fromkeys("plain" if base in PLAIN else base for _, base, *_ in named))
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    handles = {}
     for task, ax in zip(tasks, axes[0], strict=True):
-        for name, base, _, crl, trace in named:
+        for name, base, _, crl, file in named:
             if name == task:
-                loss = "plain" if base in PLAIN else base
-                color = {"plain": "C0", "logit_adjusted": "C1"}.get(loss, "C2")
+                loss, trace = "plain" if base in PLAIN else base, pd.read_csv(file)
+                distance = (trace["outside"] / trace["within"]).rolling(5, min_periods=1).median()
                 label = loss if crl == "none" else f"{loss} + {crl}"
-                distance = trace["outside"] / trace["within"]
-                ax.plot(trace["epoch"], distance, ls=STYLES.get(crl, "-"), color=color, label=label)
+                color = f"C{bases.index(loss)}"
+                handles[label], *_ = ax.plot(trace["epoch"], distance, ls=DRAWN[crl], color=color, label=label)
         ax.axhline(1, color="0.7", lw=0.8)
         shown = np.concatenate([line.get_ydata() for line in ax.lines])
         top = 1.2 * np.nanquantile(shown, 0.95)  # a distance near 0 makes a ratio of anything
         ax.set(title=task, xlabel="epoch", ylabel="distance outside / within", ylim=(0.8, top))
-    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    fig.legend(handles=list(handles.values()), fontsize="x-small", loc="outside right center")
     title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
     fig.suptitle(title, fontsize="small")
     fig.savefig(out, dpi=110)
