@@ -21,8 +21,7 @@ __all__ = ["TERMS", "Term", "easy_anchors"]
 def easy_anchors(logits: Tensor, targets: Tensor, sure: float, k: int = 25, margin: float = 0.5) -> Rectified:
     """CRL as published, at class level, but that only positives the network is sure of are anchors.
 
-    The others are still their hard positives: those are pushed up to the anchors, hard negatives away from them. With
-    `sure` 0 every positive is an anchor, which is the published loss.
+    The others are still hard positives, and are pushed up to the anchors. With `sure` 0 it is the published loss.
     """
     p = logits.softmax(1) if targets.ndim == 1 else logits.sigmoid()
     hinges = [p.new_zeros(0)]
