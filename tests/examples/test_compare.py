@@ -575,7 +575,7 @@ def test_a_killed_comparison_goes_on_without_a_row_twice(tmp_path, capsys):
 # ---- one's own data ----
 def test_a_folder_of_ones_own_in_one_command(tmp_path, capsys):
     data = make_hpa(tmp_path / "data", 80, 32, n_test=4, progress=False)
-    options = {"path": str(data), "size": 32, "epochs": 3, "seeds": 1, "fewer": 1, "lrs": "0.01", "width": 8}
+    options = {"path": str(data), "size": 32, "epochs": 3, "seeds": 1, "fewer": 1, "lrs": "0.01,0.03", "width": 8}
     threads = torch.get_num_threads()
     compare.main(out=str(tmp_path / "out"), **options)
     torch.set_num_threads(threads)
@@ -583,6 +583,10 @@ def test_a_folder_of_ones_own_in_one_command(tmp_path, capsys):
     arms = [(row["base"], row["crl"]) for row in rows if row["stage"] == "test"]
     assert arms == [(base, crl) for base in ("bce", "bce_prior") for crl in ("none", "ranking_quarter")]
     assert {row["task"] for row in rows} == {"own"}
+    assert {row["stage"] for row in rows} == {
+        "tune",
+        "test",
+    }  # the time is for seeds, not for rates that were not chosen
     said = capsys.readouterr().out
     assert "Highest validation mAP, over 1 seeds" in said
     compare.main(out=str(tmp_path / "short"), **{**options, "seeds": 50}, minutes=0.001)
