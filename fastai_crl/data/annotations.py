@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 from fastai_crl.hpa import HPA_LABELS
 
 from .csv_file import CsvFile, as_text, read_file, require_none

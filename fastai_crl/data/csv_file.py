@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 from fastai_crl.images.layout import replace_file
 
 

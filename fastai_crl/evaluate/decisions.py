@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 from fastai_crl._fastai import is_single_label
 from fastai_crl.losses import CompleteLoss, CRLLoss
 

@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastai_crl._checks import whole_number
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders, whole_number
 from fastai_crl._fastai import is_single_label, pipelines, transforms
 from fastai_crl.distributed import n_processes
 from fastai_crl.images.image_set import ImageSet

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 
 from .readers import reader_of
 
