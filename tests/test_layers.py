@@ -15,6 +15,7 @@ FLOORS = (
     {"losses", "evaluate", "data"},
     {"callback"},
     {"learner"},
+    {"compare"},
     {"all"},
 )
 FLOOR = {wing: i for i, wings in enumerate(FLOORS) for wing in wings}

@@ -1,8 +1,8 @@
 """What a trained network is worth, and what part of a difference between two is noise: of seeds and of images.
 
-A measure comes with its *influence*: what each image adds to it, the derivative of the measure by the image's weight
-(the infinitesimal jackknife; Efron, "The jackknife, the bootstrap and other resampling plans", 1982, chapter 6). The sum
-of its squares estimates the variance over images.
+A measure comes with its *influence*: its derivative by the weight of each image (the infinitesimal jackknife; Efron,
+"The jackknife, the bootstrap and other resampling plans", 1982, chapter 6). The sum of the squares estimates the
+variance over images.
 """
 
 from __future__ import annotations

@@ -109,7 +109,9 @@ def test_labels_that_say_nothing_are_left_out_and_a_run_that_diverged_has_no_mea
     true[:, 2] = np.arange(60) == 3
     assert stats.measurable(true).tolist() == [False, True, False]
     found = measure(scores, true, False, true.sum(0), 60)
-    assert len(found.ap) == 1 and found.values["mAP"] == pytest.approx(average_precision_score(true[:, 1], scores[:, 1]))
+    assert len(found.ap) == 1 and found.values["mAP"] == pytest.approx(
+        average_precision_score(true[:, 1], scores[:, 1])
+    )
     diverged = measure(scores * np.nan, true, False, true.sum(0), 60)
     assert np.isnan(list(diverged.values.values())).all() and diverged.ap_influence.shape == found.ap_influence.shape
 
