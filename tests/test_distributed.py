@@ -36,7 +36,6 @@ RUNS = {  # launcher, processes, what they run
         TORCHRUN,
         4,
         ("gather-class", "uneven-class", "uneven-instance", "sampled-repeat_factor", "predicted-after"),
-,
     ),
     "accelerate-2": (ACCELERATE, 2, ("gather-class",)),
 }

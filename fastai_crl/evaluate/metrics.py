@@ -31,7 +31,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from fastai_crl._fastai import activation_of, is_single_label
+from fastai_crl._fastai import activation_of
+from fastai_crl.task import is_single_label
 
 from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest, threshold_in_use
 

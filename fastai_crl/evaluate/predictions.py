@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset, SequentialSampler
 
-from fastai_crl._fastai import activation_of, alone, inner_loader, is_single_label
+from fastai_crl._fastai import activation_of, alone, inner_loader
+from fastai_crl.task import is_single_label
 
 from .decisions import as_probabilities
 

@@ -10,9 +10,10 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_crl._fastai import activation_of, alone, as_validation, inner_loader, is_single_label
+from fastai_crl._fastai import activation_of, alone, as_validation, inner_loader
 from fastai_crl.augment import d4
 from fastai_crl.evaluate.predictions import in_order, loader_of
+from fastai_crl.task import is_single_label
 
 
 class _D4Predictions(Callback):
