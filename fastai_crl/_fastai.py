@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from fastai.callback.mixup import MixHandler
-from fastai.data.core import DataLoaders, TfmdLists
-from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
+from fastai.data.core import TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
 from fastcore.basics import noop
@@ -39,7 +38,7 @@ def activation_of(loss_func: Any, single_label: bool) -> Callable[[Tensor], Tens
 
     Args:
         loss_func: a loss of fastai, torch or this package, or any function of (outputs, targets).
-        single_label: the targets are class indices, see `is_single_label`.
+        single_label: the targets are class indices, see `fastai_crl.task`.
     """
     while hasattr(loss_func, "base_loss"):
         loss_func = loss_func.base_loss
@@ -51,34 +50,6 @@ def activation_of(loss_func: Any, single_label: bool) -> Callable[[Tensor], Tens
         if isinstance(loss_func, classes) or loss_func in functions:
             return activation
     return _SOFTMAX if single_label else torch.sigmoid
-
-
-def is_single_label(source: Any, n_classes: int | None = None) -> bool:
-    """Return whether the task is single-label: one class index per item, not a vector with a value per label.
-
-    Args:
-        source: targets of a batch, (n,), (n, 1) or (n, C), or `DataLoaders`. Of these the transforms of the targets
-            tell, in an export too; where they do not, the targets of one batch.
-        n_classes: outputs of the network. With one output, targets (n,) and (n, 1) are those of one binary label. Where
-            it is not given, whole numbers are class indices, fractions and bools are not.
-    """
-    if isinstance(source, DataLoaders):
-        if (told := told_single_label(source)) is not None:
-            return told and n_classes != 1
-        source = next(iter(source[-1] if len(source[-1]) else source[0]))[-1]
-    if tuple(source.shape[1:]) not in ((), (1,)):
-        return False
-    if n_classes is not None:
-        return n_classes > 1
-    return not str(source.dtype).removeprefix("torch.").startswith(("float", "bfloat", "bool"))
-
-
-def told_single_label(dls: Any) -> bool | None:
-    """Return whether the task is single-label, as the transforms of the targets tell; None where they do not."""
-    encoders = transforms(pipelines(dls)[-1]) if pipelines(dls) else []
-    if any(isinstance(t, (MultiCategorize, EncodedMultiCategorize, OneHotEncode)) for t in encoders):
-        return False
-    return True if any(isinstance(t, Categorize) for t in encoders) else None
 
 
 # ---- what data sets and loaders hold ----

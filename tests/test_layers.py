@@ -10,7 +10,7 @@ import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
-    {"augment", "labels", "hpa", "distributed", "_fastai", "_checks"},
+    {"augment", "labels", "task", "hpa", "distributed", "_fastai", "_checks"},
     {"mining", "images", "samplers"},
     {"losses", "evaluate", "data"},
     {"callback"},

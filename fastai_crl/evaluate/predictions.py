@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset, SequentialSampler
 
-from fastai_crl._fastai import activation_of, is_single_label
+from fastai_crl._fastai import activation_of
 from fastai_crl.images.show import draw_images, prediction_lines
 from fastai_crl.labels import shown_names
+from fastai_crl.task import is_single_label
 
 from .decisions import as_probabilities, as_targets, decide, threshold_in_use
 

@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._checks import offenders, whole_number
-from fastai_crl._fastai import is_single_label, pipelines, transforms
+from fastai_crl._fastai import pipelines, transforms
 from fastai_crl.distributed import n_processes
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.layout import replace_file
 from fastai_crl.images.open import OpenMultiChannel
+from fastai_crl.task import is_single_label
 
 from .decisions import check_thresholds, decide, threshold_in_use
 from .partial_file import PartialFile, content_of

@@ -10,8 +10,9 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_crl._fastai import activation_of, as_validation, is_single_label
+from fastai_crl._fastai import activation_of, as_validation
 from fastai_crl.augment import d4
+from fastai_crl.task import is_single_label
 
 from .predictions import in_order, loader_of
 
