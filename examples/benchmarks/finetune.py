@@ -208,7 +208,7 @@ def train(
     arm: Arm,
     lr: float,
     seed: int,
-    epochs: int = 8,
+    epochs: int = 6,
     bs: int = 32,
     make: Callable[[int], nn.Sequential] = upper,
 ) -> Learner:
@@ -326,7 +326,7 @@ class Queue:
     out: Path
     data: Path
     cache: Path
-    epochs: int = 8
+    epochs: int = 6
     make: Callable[[int], nn.Sequential] = upper
 
     @property
@@ -408,7 +408,7 @@ def main(
     arms: str = "",  # of these stages; default all
     first: int = 0,  # the first seed
     seeds: int = 3,  # the last seed and 1
-    epochs: int = 8,
+    epochs: int = 6,
     report_only: store_true = False,
 ):
     """Run what has not been run, or print the tables."""

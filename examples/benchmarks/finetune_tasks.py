@@ -31,7 +31,7 @@ from torch import Tensor, nn
 __all__ = ["SPLITS", "Part", "Side", "activations", "images", "lower", "upper"]
 
 VIEWS, SIZE, FIRST = 4, 96, 11  # views of each training image; side in pixels; the first block that is trained
-SIZES = {"train": 1000, "valid": 600, "test": 800}
+SIZES = {"train": 800, "valid": 500, "test": 700}
 Split = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -110,7 +110,7 @@ def _fields(task: str) -> Callable[[Path, Path, np.random.Generator], Split]:
 
 def _cifar(data: Path, cache: Path, rng: np.random.Generator) -> Split:
     x, y, test_x, test_y = _photographs(data)
-    split = {k: (x[i], y[i]) for k, i in _parts(len(y), {"train": 3000, "valid": 1100}, rng).items()}
+    split = {k: (x[i], y[i]) for k, i in _parts(len(y), {"train": 2400, "valid": 1000}, rng).items()}
     chosen = rng.permutation(len(test_y))[:1500]
     return split | {"test": (test_x[chosen], test_y[chosen])}
 
