@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastai.data.core import Datasets, TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
 from fastai.tabular.core import Tabular
+from fastai.torch_core import get_model, to_detach
 from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,6 +106,25 @@ def inner_loader(loader: Any) -> Any:
     The class is known by its name: importing `fastai.distributed` needs accelerate.
     """
     return loader.dl if any(c.__name__ == "DistributedDL" for c in type(loader).__mro__) else loader
+
+
+@contextmanager
+def alone(learn: Any) -> Iterator[None]:
+    """Have a learner predict in this process alone, whatever the others do: nothing is gathered, nothing waited for.
+
+    Without it fastai appends the predictions of all processes, batch by batch, and cuts its loaders in pieces.
+    """
+    if "to_detach" in vars(learn):  # it does already
+        yield
+        return
+    model = learn.model
+    with learn.removed_cbs([cb for cb in learn.cbs if type(cb).__name__ == "DistributedTrainer"]):
+        learn.model, learn.to_detach = get_model(model), partial(to_detach, gather=False)
+        try:
+            yield
+        finally:
+            learn.model = model
+            del learn.to_detach
 
 
 # ---- what a callback that is there for a fit needs ----
