@@ -11,56 +11,50 @@ import torchvision.models
 from fastcore.script import call_parse
 
 from fastai_crl.data import HPADataLoaders, MultiChannelDataLoaders
+from fastai_crl.data.keywords import KEYWORDS
+from fastai_crl.learner import crl_learner
 
 from .answer import Comparison
 from .compare import compare_learners
 from .losses import compare_losses
 
-_OBJECTS = (
-    "self",
-    "path",
-    "args",
-    "kwargs",
-    "images",
-    "annotations",
-    "split",
-    "dls",
-    "fit",
-    "dl",
-    "arms",
-    "metrics",
-    "cbs",
-)
+# Objects, which a word cannot say.
+_OBJECTS = {*KEYWORDS, "path", "item_tfms", "batch_tfms", "dls", "fit", "dl", "arms", "metrics", "cbs"}
+_WORDS = {"num_workers", *(name for names in KEYWORDS.values() for name in names)} - _OBJECTS
+_NONE = object()  # said, where None itself is what was not
 
 
 def value(text: str) -> Any:
     """Return what a word of the command line means: a Python literal, names between commas, or itself."""
     try:
-        return ast.literal_eval(text)
+        found = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text.split(",") if "," in text else text
+    return _NONE if found is None else found
 
 
-def _options(*functions: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keywords of functions that can be said in a command, with the first line on each in their docstrings."""
-    found: dict[str, inspect.Parameter] = {}
-    docs = "".join(inspect.getdoc(f) or "" for f in (*functions, MultiChannelDataLoaders.from_csv, compare_learners))
-    for name, p in [item for f in functions for item in inspect.signature(f).parameters.items()]:
-        if name not in _OBJECTS and p.default is not p.empty:
-            help = next((d for d in re.findall(rf"^ +{name}: (.*)$", docs, re.M) if not d.startswith("see ")), "")
+def _options(function: Callable[..., Any], *documented: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keywords of a function that a command can say, each with a line of what docstrings say on it."""
+    docs, found = "\n".join(inspect.getdoc(f) or "" for f in (function, *documented)), {}
+    for name, p in inspect.signature(function).parameters.items():
+        said = [line for line in re.findall(rf"^ +{name}: (.*)$", docs, re.M) if not line.startswith(("see ", "as "))]
+        if name not in _OBJECTS and p.default is not p.empty and (said or name in _WORDS):
             kind = bool if isinstance(p.default, bool) and name != "cache" else value
             default = p.default if kind is bool else None
-            found[name] = p.replace(default=default, kind=p.KEYWORD_ONLY, annotation=Annotated[kind, {"help": help}])
+            annotation = Annotated[kind, {"help": (said or [""])[0]}]
+            found[name] = p.replace(default=default, kind=p.KEYWORD_ONLY, annotation=annotation)
     return found
 
 
-_DATA, _RUNS = _options(HPADataLoaders.from_csv), _options(compare_losses)
+_DATA = _options(HPADataLoaders.from_csv, MultiChannelDataLoaders.from_csv)
+_RUNS = _options(compare_losses, compare_learners, crl_learner)
 
 
 def main(path: str, **kwargs: Any) -> Comparison:
     """Compare losses on the images of a folder, DIR/train.csv and DIR/train; the answer goes to comparison.html too."""
-    given = {k: v for k, v in kwargs.items() if v is not None and v != {**_DATA, **_RUNS}[k].default}
-    data, runs = ({k: v for k, v in given.items() if k in known} for known in (_DATA, _RUNS))
+    known = {**_DATA, **_RUNS}
+    given = {k: None if v is _NONE else v for k, v in kwargs.items() if v is not None and v != known[k].default}
+    data, runs = ({k: v for k, v in given.items() if k in names} for names in (_DATA, _RUNS))
     if isinstance(arch := runs.get("arch"), str):  # of torchvision, else of timm
         runs["arch"] = getattr(torchvision.models, arch, arch)
     kind = MultiChannelDataLoaders if "channels" in data else HPADataLoaders

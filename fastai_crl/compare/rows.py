@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from fastai_crl.images.layout import replace_file
+from fastai_crl._files import replace_file
 
 
 def digest(*texts: str) -> str:
@@ -60,7 +60,7 @@ class Runs:
         if arrays is not None:
             file = self._arrays_file(key)
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, lambda part: _write_arrays(part, arrays))
+            replace_file(file, lambda f: np.savez(f, **arrays))
         values = {k: round(float(v), 5) if k in self.numbers else v for k, v in values.items()}
         row = {k: str(v) for k, v in (dict(zip(self.key, key, strict=True)) | values).items()}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +121,5 @@ class Runs:
                     f"{self.folder} holds runs of another {name}: {fact} was {was}, and is {now}. Choose another out=, "
                     "or give what those were run with."
                 )
-        replace_file(file, lambda part: part.write_text(json.dumps(known | {name: facts}, indent=1), encoding="utf-8"))
-
-
-def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with open(file, "wb") as f:
-        np.savez(f, **arrays)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(file, lambda f: f.write(json.dumps(known | {name: facts}, indent=1).encode()))

@@ -302,3 +302,46 @@ def test_a_pretrained_network_is_fine_tuned(single_label_dls, tmp_path, monkeypa
     compare_losses(single_label_dls, small, pretrained=True, epochs=3, out=tmp_path)
     compare_losses(single_label_dls, small, out=tmp_path)
     assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3)", 3), ("None", 10)]
+
+
+# ---- the command ----
+def test_the_command_has_the_keywords_of_both_functions(hpa, tmp_path, monkeypatch, capsys):
+    from fastai_crl.compare import __main__ as command
+
+    made = {}
+    monkeypatch.setattr(command, "compare_losses", lambda dls, **options: made.update(dls=dls, **options) or _Saved())
+    words = (
+        f"{hpa} --size 16 --bs 8 --valid-pct 0.3 --num-workers 0 --arch resnet18 --minutes 5 --lrs 0.1,0.2 --pretrained"
+    )
+    monkeypatch.setattr(sys, "argv", ["compare", *words.split(), "--label-delim", "None", "--no-check"])
+    _call(command)
+    assert made["dls"].one_batch()[1].ndim == 1
+    monkeypatch.setattr(sys, "argv", ["compare", *words.split(), "--out", str(tmp_path)])
+    _call(command)
+    assert made["dls"].one_batch()[0].shape == (8, 4, 16, 16) and made["arch"].__name__ == "resnet18"
+    rest = {k: v for k, v in made.items() if k not in ("dls", "arch")}
+    assert rest == {"minutes": 5, "lrs": (0.1, 0.2), "pretrained": True, "out": str(tmp_path)}
+    assert f"Tables and picture: {tmp_path}" in capsys.readouterr().out
+
+
+class _Saved:
+    advice = "advice"
+
+    def save(self, file):
+        return file
+
+
+def _call(command):
+    from fastcore.script import anno_parser
+
+    arguments = vars(anno_parser(command.main).parse_args(sys.argv[1:]))
+    return command.main(**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("3", 3), ("a,b", ["a", "b"]), ("hpa", "hpa"), ("(1, 2)", (1, 2)), ("0.1,0.2", (0.1, 0.2))]
+)
+def test_words_mean_literals_or_names(word, meant):
+    from fastai_crl.compare.__main__ import value
+
+    assert value(word) == meant
