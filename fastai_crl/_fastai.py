@@ -97,14 +97,6 @@ def shared_bytes(shape: tuple[int, ...]) -> Tensor:
     return empty.new(empty._typed_storage()._new_shared(math.prod(shape))).resize_(shape)
 
 
-def inner_loader(loader: Any) -> Any:
-    """Return the loader that fastai's `DistributedDL` wraps for one process; any other loader as it is.
-
-    The class is known by its name: importing `fastai.distributed` needs accelerate.
-    """
-    return loader.dl if any(c.__name__ == "DistributedDL" for c in type(loader).__mro__) else loader
-
-
 # ---- what a callback that is there for a fit needs ----
 
 

@@ -25,7 +25,6 @@ from fastai_crl.mining import *
 from fastai_crl.samplers import (
     ClassAwareSampler,
     RepeatFactorSampler,
-    ResampleCallback,
     SampledDL,
     register_sampler,
     with_sampler,
@@ -45,7 +44,6 @@ __all__ = [
     "Packed",
     "Reader",
     "RepeatFactorSampler",
-    "ResampleCallback",
     "SampledDL",
     "TensorMultiChannel",
     "check_folder",
