@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.data.core import TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
+from fastai.torch_core import get_model, to_detach
 from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,6 +96,33 @@ def shared_bytes(shape: tuple[int, ...]) -> Tensor:
     """
     empty = torch.empty(0, dtype=torch.uint8)
     return empty.new(empty._typed_storage()._new_shared(math.prod(shape))).resize_(shape)
+
+
+def inner_loader(loader: Any) -> Any:
+    """Return the loader that fastai's `DistributedDL` wraps for one process; any other loader as it is.
+
+    The class is known by its name: importing `fastai.distributed` needs accelerate.
+    """
+    return loader.dl if any(c.__name__ == "DistributedDL" for c in type(loader).__mro__) else loader
+
+
+@contextmanager
+def alone(learn: Any) -> Iterator[None]:
+    """Have a learner predict in this process alone, whatever the others do: nothing is gathered, nothing waited for.
+
+    Without it fastai appends the predictions of all processes, batch by batch, and cuts its loaders in pieces.
+    """
+    if "to_detach" in vars(learn):  # it does already
+        yield
+        return
+    model = learn.model
+    with learn.removed_cbs([cb for cb in learn.cbs if type(cb).__name__ == "DistributedTrainer"]):
+        learn.model, learn.to_detach = get_model(model), partial(to_detach, gather=False)
+        try:
+            yield
+        finally:
+            learn.model = model
+            del learn.to_detach
 
 
 # ---- what a callback that is there for a fit needs ----

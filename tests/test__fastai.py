@@ -35,6 +35,7 @@ from fastai_crl._fastai import (
     blended_targets,
     drop_columns,
     guard_fit,
+    inner_loader,
     is_lr_search,
     keeps_workers,
     loader_options,
@@ -48,6 +49,14 @@ from fastai_crl._fastai import (
     unguard_fit,
 )
 from fastai_crl.losses import CRLLoss, make_loss
+
+
+def test_the_loader_of_one_process_holds_the_whole_one():
+    distributed = pytest.importorskip("fastai.distributed")
+    whole = TfmdDL(list(range(8)), bs=2, num_workers=0, device="cpu")
+    assert inner_loader(distributed.DistributedDL(whole, 0, 2, device="cpu")) is whole
+    assert inner_loader(type("Own", (distributed.DistributedDL,), {})(whole, 0, 2, device="cpu")) is whole
+    assert inner_loader(whole) is whole
 
 
 class Training(Transform):

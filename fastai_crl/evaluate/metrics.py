@@ -40,7 +40,7 @@ GROUPS = ("head", "medium", "tail")
 
 
 def _sklearn(score: Callable[..., Any], targ: np.ndarray, chosen: np.ndarray, **options: Any) -> Any:
-    """`score` of (n, C) decisions; one column is to scikit-learn a task of two classes, of which only yes counts."""
+    """`score` of (n, C) decisions. scikit-learn takes one column for two classes: only positives are scored."""
     if targ.shape[1] == 1:
         return score(targ[:, 0], chosen[:, 0], labels=[True], **options)
     return score(targ, chosen, **options)

@@ -30,7 +30,7 @@ class _SigmoidFocal(nn.Module):
 
 
 def _timm(name: str) -> Any:
-    """A member of `timm.loss`, which is optional and had few losses for long."""
+    """A member of `timm.loss`: timm is optional, and versions before 1.0.31 lack some losses."""
     try:
         import timm.loss
 

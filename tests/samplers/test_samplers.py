@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from fastai_crl.data.annotations import Annotations
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 
@@ -91,7 +92,8 @@ def test_images_without_a_label_are_a_class_of_their_own():
     assert sorted(ClassAwareSampler(np.zeros((50, 3)))) == list(range(50))
 
 
-def test_every_label_of_hpa_comes_equally_often(real):
+def test_every_label_of_hpa_comes_equally_often(shared):
+    real = Annotations.from_csv(shared / "hpa2018" / "train.csv").targets().toarray()
     repeats = ClassAwareSampler(real).repeats()
     assert repeats.sum() == len(real) == 31072
     share = real.T @ repeats / len(real)  # of the draws, images of each label
@@ -205,6 +207,7 @@ BIG = """
 import resource, sys
 import numpy as np
 from scipy import sparse
+from fastai_crl.data.annotations import Annotations
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
