@@ -222,7 +222,7 @@ def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | Non
         return count(read_labels(dls, n_classes))
     except UnknownLabelsError as error:
         warnings.warn(
-            f"The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half "
+            "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half "
             f"for every label, which learns rare labels less well. {error} Or, for several labels, "
             "start_at_frequency(learn.model, counts, n) and learn.opt = None; for one per image, "
             'loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" goes without.',
