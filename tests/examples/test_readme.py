@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastai_crl.synthetic.make_hpa import make_hpa
+from drawn_cells import make_hpa
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
