@@ -135,8 +135,8 @@ def _inspect(images: ImageSet, id_: str) -> _Image:
             if counts[255] > _SATURATED * plane.size:
                 image.problems.append(("saturated", c, f"{counts[255] / plane.size:.1%} of the pixels"))
             elif is_low_contrast(plane[:: len(plane) // _SAMPLED + 1, :: plane.shape[1] // _SAMPLED + 1]):
-                low, high = np.flatnonzero(counts)[[0, -1]]
-                image.problems.append(("low contrast", c, f"values from {low} to {high} of 255"))
+                low, high = np.searchsorted(counts.cumsum(), (0.01 * plane.size, 0.99 * plane.size))
+                image.problems.append(("low contrast", c, f"98 % of the pixels are {low} to {high} of 255"))
     shapes = [f"{p.shape[0]}x{p.shape[1]}" for p in planes]
     if len(set(shapes)) > 1:
         if images.size is None:

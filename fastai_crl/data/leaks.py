@@ -44,6 +44,8 @@ def find_leaks(
     if images is None and group_col is None:
         raise ValueError("Pass images=, to compare the images, group_col=, to compare groups, or both.")
     check_distance(max_distance)
+    if images is not None:
+        check_images(images)
     for df in (train, valid):
         for arg, col in (("id_col", id_col), ("group_col", group_col)):
             if col is not None:
@@ -55,7 +57,7 @@ def find_leaks(
         firsts = [df[id_col].groupby(g).first() for df, g in ((train, a), (valid, b))]
         leaks += [("group", firsts[1][g], firsts[0][g], g) for g in sorted(set(a) & set(b))]
     if images is not None and len(train) and len(valid):
-        a, b = (fingerprints(check_images(images), df[id_col], progress) for df in (train, valid))
+        a, b = (fingerprints(images, df[id_col], progress) for df in (train, valid))
         where, distance = nearest(b, a)
         for i in np.flatnonzero(distance <= max_distance):
             near = ("near", f"{distance[i]:.1%} of the hash differs")
