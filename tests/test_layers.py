@@ -10,10 +10,10 @@ import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
-    {"augment", "labels", "hpa", "distributed", "_fastai", "_checks"},
+    {"augment", "labels", "task", "hpa", "distributed", "_fastai", "_files", "_checks"},
     {"mining", "images", "samplers"},
     {"losses", "evaluate", "data"},
-    {"callback"},
+    {"callback", "predict"},
     {"learner"},
     {"all"},
 )

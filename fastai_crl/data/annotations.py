@@ -1,4 +1,4 @@
-"""The annotations of an image set: ids, labels and other columns, read and checked once; all that needs labels asks."""
+"""The annotations of an image set: ids, labels, other columns. Read and checked once; every other module asks it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set

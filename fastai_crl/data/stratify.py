@@ -9,9 +9,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from fastai_crl._files import replace_file
 from fastai_crl.images.duplicates import duplicate_groups
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import replace_file
 
 from .annotations import Annotations
 from .csv_file import read_file
@@ -101,7 +101,7 @@ def make_folds(
         if Path(fname).exists() and (there := list(read_file(Path(fname)).frame)) != list(table):
             what = f"fname={str(fname)!r} is a csv of {', '.join(there)}, which would be lost"
             raise ValueError(f"{what}: folds are a file of their own, give another name, such as folds.csv.")
-        replace_file(fname, lambda f: table.to_csv(f, index=False))
+        replace_file(Path(fname), lambda f: table.to_csv(f, mode="wb", index=False))
     return table
 
 

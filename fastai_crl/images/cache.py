@@ -19,7 +19,6 @@ from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 
 from .image_set import ImageSet, check_images
-from .layout import NO_SPACE
 from .packed import IMAGES, MARK, ROWS, WHAT, Packed, changed, content, load_marks, npy_header, reopen
 
 _FORMAT = 2  # raised whenever the same files and settings would give other pixels
@@ -74,7 +73,7 @@ def pack(
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OSError(e.errno, f"The packed cache {path} is not finished, and cannot be written: {e}") from e
-        if e.errno not in NO_SPACE:
+        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         raise OSError(
             e.errno,

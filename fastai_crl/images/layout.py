@@ -1,13 +1,10 @@
 """How the files of multi-channel images are named: patterns, channels, and the ids that a folder's files make."""
 
-import errno
 import os
 import re
-import secrets
-import stat
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from numbers import Integral
 from pathlib import Path
 from string import Formatter
@@ -21,35 +18,7 @@ from .readers import reader_of
 CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"
 
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # on a disk that is full, or for a file, or for a user
-
 _APPLE_DOUBLE = "._"  # macOS keeps what other disks cannot hold in a second file of that name
-
-
-def replace_file(file: str | Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` make `file` at once or not at all: whatever interrupts it, there is no half of a file.
-
-    It is made beside `file` under a name of its own, which no link can wait at. A file that is replaced keeps its mode;
-    of a link the file that it leads to is replaced.
-
-    Raises:
-        OSError: the disk is full: names the file.
-    """
-    file = Path(os.path.realpath(file))
-    part = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        write(part)
-        if file.exists():
-            part.chmod(stat.S_IMODE(file.stat().st_mode))
-        os.replace(part, file)
-    except OSError as e:
-        if e.errno not in NO_SPACE:
-            raise
-        kept = "; the one that is there is kept" if file.exists() else ""
-        raise OSError(e.errno, f"No space for {file} ({e.strerror}): free some, or give another disk{kept}") from e
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- what a user passes

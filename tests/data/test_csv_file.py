@@ -1,7 +1,5 @@
 """Csv files: every value stays text; what does not fit is named by its line."""
 
-
-
 from fastai_crl.data.csv_file import read_file
 
 

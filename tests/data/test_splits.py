@@ -32,7 +32,7 @@ def read_csv(file):
     return Annotations.from_csv(file).frame
 
 
-def add_folds(df, n_folds=5, group_col=None, seed=42, label_delim=" "):
+def folded(df, n_folds=5, group_col=None, seed=42, label_delim=" "):
     """The rows with the folds that `make_folds` gives them in a column."""
     annotations = Annotations.from_frame(df, label_delim=label_delim)
     return df.assign(fold=make_folds(annotations, n_folds, group_col=group_col, seed=seed)["fold"].to_numpy())
@@ -143,7 +143,7 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
 
 def test_split_columns(hpa):
     df = read_csv(hpa / "train.csv")
-    df = add_folds(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
+    df = folded(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
     assert valid_rows(df, None, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
     assert valid_rows(df.astype(str), None, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
     with pytest.raises(ValueError, match=r"fold=4 does not occur in column 'fold', which holds 0, 1, 2, 3"):
@@ -198,13 +198,13 @@ def test_from_csv(hpa, tmp_path):
 
 def test_folds_hold_equal_shares():
     df = rows()
-    table = label_counts(add_folds(df))
+    table = label_counts(folded(df))
     assert list(table.index) == list(LABELS) and list(table.columns) == [0, 1, 2, 3, 4]
     assert "fold" not in df
     wanted = {label: sum(label in row for row in lists(df)) / 5 for label in LABELS}
     for label in LABELS:
         assert (abs(table.loc[label] - wanted[label]) <= 1).all()
-    assert add_folds(df)["fold"].value_counts().between(76, 84).all()
+    assert folded(df)["fold"].value_counts().between(76, 84).all()
 
 
 def spread(df: pd.DataFrame, fold: np.ndarray) -> float:
@@ -227,25 +227,25 @@ def test_folds_are_as_even_as_those_of_iterative_stratification():
     iterstrat = pytest.importorskip("iterstrat.ml_stratifiers")
     df = rows(2000)
     y = np.array([[label in row for label in LABELS] for row in lists(df)])
-    ours = np.mean([spread(df, add_folds(df, seed=seed)["fold"].to_numpy()) for seed in range(3)])
+    ours = np.mean([spread(df, folded(df, seed=seed)["fold"].to_numpy()) for seed in range(3)])
     assert ours <= 1.03 * mean_spread(df, iterstrat.MultilabelStratifiedKFold, y)
 
 
 def test_folds_of_one_label_in_groups_are_as_even_as_scikit_learns():
     df = rows()
     df["Target"] = [row[-1] if row else "none" for row in lists(df)]
-    ours = np.mean([spread(df, add_folds(df, group_col="Group", seed=seed)["fold"].to_numpy()) for seed in range(3)])
+    ours = np.mean([spread(df, folded(df, group_col="Group", seed=seed)["fold"].to_numpy()) for seed in range(3)])
     assert ours <= 1.05 * mean_spread(df, StratifiedGroupKFold, df["Target"], df["Group"])
 
 
 def test_folds_of_one_label_per_row():
     df = pd.DataFrame({"Id": [str(i) for i in range(50)], "Target": ["a b"] * 35 + ["c"] * 10 + ["d"] * 5})
-    table = label_counts(add_folds(df, label_delim=None), label_delim=None)
+    table = label_counts(folded(df, label_delim=None), label_delim=None)
     assert table.to_numpy().tolist() == [[7] * 5, [2] * 5, [1] * 5] and list(table.index) == ["a b", "c", "d"]
 
 
 def test_folds_of_whole_groups():
-    df = add_folds(rows(), group_col="Group")
+    df = folded(rows(), group_col="Group")
     assert (df.groupby("Group")["fold"].nunique() == 1).all()
     table = label_counts(df)
     assert (table.sub(table.mean(1), axis=0).abs().max(1) < 2).all()
@@ -255,13 +255,13 @@ def test_folds_of_whole_groups():
 def test_bad_folds():
     df = rows(20, 5)
     with pytest.raises(ValueError, match="n_folds=1 must be"):
-        add_folds(df, 1)
+        folded(df, 1)
     with pytest.raises(ValueError, match=r"n_folds=6 .* at most the groups: there are 20 images in . groups"):
-        add_folds(df, 6, "Group")
+        folded(df, 6, "Group")
     with pytest.raises(ValueError, match=r"no column 'Plate', only .*Group.*group_col="):
-        add_folds(df, group_col="Plate")
+        folded(df, group_col="Plate")
     with pytest.raises(ValueError, match=r"Ids without a Group \(1 in all\): i0"):
-        add_folds(df.assign(Group=["", *df["Group"][1:]]), group_col="Group")
+        folded(df.assign(Group=["", *df["Group"][1:]]), group_col="Group")
 
 
 def test_folds_are_joined_by_id(tmp_path):
@@ -311,7 +311,7 @@ def test_folds_do_not_take_the_place_of_other_data(tmp_path):
 
 
 def test_real_labels_in_five_folds(shared):
-    df = add_folds(read_csv(shared / "hpa2018" / "train.csv"))
+    df = folded(read_csv(shared / "hpa2018" / "train.csv"))
     table = label_counts(df)
     assert table.loc["27"].tolist() == pytest.approx([2.2] * 5, abs=0.81) and table.loc["27"].sum() == 11
     for label, total in enumerate(HPA_COUNTS):
@@ -331,7 +331,7 @@ def test_real_labels_in_validation(shared):
 
 def test_real_cells_by_montage(shared):
     path = shared / "hpa_cells"
-    df = add_folds(read_csv(path / "train.csv"), group_col="Montage")
+    df = folded(read_csv(path / "train.csv"), group_col="Montage")
     assert (df.groupby("Montage")["fold"].nunique() == 1).all()
     table = label_counts(df)
     # Label 23 has 36 cells in four montages: one of the five folds must go without.
