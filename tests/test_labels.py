@@ -336,7 +336,7 @@ def test_real_labels(shared):
     df = pd.read_csv(shared / "hpa2018" / "train.csv", dtype=str)
     vocab = [str(i) for i in range(28)]
     truth = df["Target"][10:].str.get_dummies(" ")[vocab].to_numpy(bool)
-    getters = [RowPrefix(shared, "Id"), RowLabels(Annotations.from_frame(df).reader)]
+    getters = [RowPrefix(shared, "Id"), RowLabels(Annotations.from_frame(df).parser)]
     for way in ({"getters": getters}, {"get_y": ColReader("Target", label_delim=" ")}):
         block = DataBlock((TransformBlock, MULTI(vocab=vocab)), splitter=IndexSplitter(range(10)), **way)
         assert (read_labels(block.datasets(df).train).toarray() == truth).all()
