@@ -63,10 +63,11 @@ def single_label_dls(hpa):
     from fastai.data.transforms import IndexSplitter
 
     from fastai_crl.data.loaders import MultiChannelBlock
+    from fastai_crl.images.image_set import ImageSet
 
     ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
     block = DataBlock(
-        (MultiChannelBlock(size=32), CategoryBlock),
+        (MultiChannelBlock(ImageSet(".", size=32)), CategoryBlock),
         get_items=lambda _: [hpa / "train" / i for i in ids],
         get_y=lambda p: "abc"[len(p.name + p.name[-1]) % 2 + (p.name[-1] == "7")],
         splitter=IndexSplitter(list(range(20))),

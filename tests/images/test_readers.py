@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
 from fastai_crl.images.layout import check_pattern
-from fastai_crl.images.open import OpenMultiChannel, open_channels
+from fastai_crl.images.open import open_channels
 from fastai_crl.images.readers import check_intensity, header, read_planes
 
 RNG = np.random.default_rng(0)
@@ -231,13 +231,13 @@ def test_stretch_comes_before_resizing_and_leaves_flat_channels(tmp_path):
 @pytest.mark.parametrize("stretch", [50, 101, (2,), (98, 2), (-1, 99), (5, 5)])
 def test_bad_stretch(stretch):
     with pytest.raises(ValueError, match="stretch="):
-        OpenMultiChannel(stretch=stretch)
+        ImageSet(".", stretch=stretch)
 
 
 @pytest.mark.parametrize("bits", [0, 8, 17, 12.5, True, "12"])
 def test_bad_bits(bits):
     with pytest.raises(ValueError, match="bits="):
-        OpenMultiChannel(bits=bits)
+        ImageSet(".", bits=bits)
     assert check_intensity(12, 99) == (12, (1.0, 99.0))
 
 
