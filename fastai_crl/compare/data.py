@@ -16,7 +16,7 @@ from fastai.torch_core import no_random
 from fastai_crl._fastai import part_of
 from fastai_crl.data.stratify import stratify
 from fastai_crl.evaluate.decisions import as_array, as_targets
-from fastai_crl.labels import label_names, read_labels
+from fastai_crl.labels import UnknownLabelsError, label_names, read_labels
 from fastai_crl.task import is_single_label
 
 from .arm import as_text
@@ -26,13 +26,13 @@ from .stats import measurable
 
 def labels_of(loader: Any, n_labels: int) -> np.ndarray:
     """Return the labels of a loader's items in order, (n, C) bool; where they cannot be read, from its batches."""
-    found = read_labels(loader, n_labels, open_images=True)
-    if found is not None:
-        return found.toarray()
-    with no_random(0, reproducible=False):
-        batches = loader.new(shuffle=False, drop_last=False) if isinstance(loader, DataLoader) else loader
-        targets = torch.cat([torch.as_tensor(batch[-1]).cpu() for batch in batches])
-    return as_targets(targets, (len(targets), n_labels))[0]
+    try:
+        return read_labels(loader, n_labels).toarray()
+    except UnknownLabelsError:
+        with no_random(0, reproducible=False):
+            batches = loader.new(shuffle=False, drop_last=False) if isinstance(loader, DataLoader) else loader
+            targets = torch.cat([torch.as_tensor(batch[-1]).cpu() for batch in batches])
+        return as_targets(targets, (len(targets), n_labels))[0]
 
 
 def _items(loader: Any) -> str:
