@@ -10,7 +10,7 @@ import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
-    {"augment", "labels", "task", "hpa", "distributed", "_fastai", "_files", "_checks"},
+    {"augment", "labels", "task", "stem", "hpa", "distributed", "_fastai", "_files", "_checks"},
     {"mining", "images", "samplers"},
     {"losses", "evaluate", "data"},
     {"callback", "predict"},
