@@ -28,7 +28,7 @@ from fastai_crl.evaluate.metrics import MacroF1, MeanAP
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.labels import label_counts, label_names
+from fastai_crl.labels import UnknownLabelsError, count, label_counts, label_names, read_labels
 from fastai_crl.losses.alpha import Schedule
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
@@ -218,16 +218,17 @@ def crl_learner(
 
 def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | None:
     """Return the label counts that the default goes by; None, with a warning, where they cannot be had."""
-    counts = label_counts(dls.train, n_classes)
-    if counts is None:
+    try:
+        return count(read_labels(dls, n_classes))
+    except UnknownLabelsError as error:
         warnings.warn(
-            "The labels of dls cannot be counted without opening images, so that crl_learner trains with plain cross "
-            "entropy, from one half for every label, which learns rare labels less well. Several labels: "
-            'start_at_frequency(learn.model, counts, n) and learn.opt = None, or loss_func="bce" to go without. '
-            'One label per image: pass loss_func=make_loss("logit_adjusted", counts), or loss_func="ce" to go without.',
+            "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half "
+            f"for every label, which learns rare labels less well. {error} Or, for several labels, "
+            "start_at_frequency(learn.model, counts, n) and learn.opt = None; for one per image, "
+            'loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" goes without.',
             stacklevel=3,
         )
-    return counts
+        return None
 
 
 def _start(model: nn.Module, counts: Tensor, n: int) -> None:

@@ -91,7 +91,7 @@ def test_classes_that_cannot_be_counted(tmp_path):
             return torch.rand(4, 32, 32), torch.tensor(i % 3)
 
     loaders = [torch.utils.data.DataLoader(Opened(), 4) for _ in range(2)]
-    with pytest.warns(UserWarning, match=r"cannot be counted without opening .*=make_loss\("):
+    with pytest.warns(UserWarning, match=r"cannot be counted.*A Opened does not tell its labels.*=make_loss\("):
         learn = crl_learner(DataLoaders(*loaders), xresnet18, n_out=3, path=tmp_path)
     assert isinstance(learn.loss_func, CrossEntropyLossFlat)
 

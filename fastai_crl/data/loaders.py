@@ -45,7 +45,7 @@ def MultiChannelBlock(images: ImageSet, cache: Packed | None = None) -> Transfor
     Raises:
         ValueError: what is no `ImageSet`.
     """
-    loader = {} if cache is None else {"dl_type": PackedDL, "dls_kwargs": {"sampler": None}}
+    loader = {} if cache is None else {"dl_type": PackedDL}
     return TransformBlock(type_tfms=OpenMultiChannel(images, cache), batch_tfms=IntToFloatTensor, **loader)
 
 
@@ -111,10 +111,10 @@ class MultiChannelDataLoaders(DataLoaders):
             batch_tfms: in place of the default augmentation, `microscopy_transforms()` (flips and quarter turns, up to
                 10 degrees and 10 % of rotation and zoom, up to 10 % of intensity in each channel); [] for none.
                 Normalisation is added after it. For crops see `RandomCropBatch`.
-            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (as many
-                labels as fit have two positives in each batch), "repeat_factor" (images of rare labels come more
-                often), an iterable of indices with a length, or a class or function that returns one, drawn with
-                `seed` if it takes one. An epoch is then longer.
+            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (all
+                labels equally often), "repeat_factor" (images of rare labels more often, in a longer epoch), an
+                iterable of indices with a length, or a class or function that returns one, drawn with `seed` if it
+                takes one.
             cache: True decodes and resizes all images once into path/.cache (or another folder, if given) and takes
                 batches from there; later calls use what is there, as long as the files have not changed. No workers are
                 then started unless num_workers= or item_tfms= asks for them. See `pack`.
@@ -179,7 +179,7 @@ class MultiChannelDataLoaders(DataLoaders):
         if sampler is None:
             return dls
         options = {"seed": random.randrange(2**32) if seed is None else seed} if takes(sampler, "seed") else {}
-        return with_sampler(dls, sampler, annotations.targets(vocab)[train], **options)
+        return with_sampler(dls, sampler, **options)
 
     @classmethod
     def from_df(

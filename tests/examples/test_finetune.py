@@ -22,9 +22,10 @@ sys.path.insert(0, str(FOLDER))
 
 import finetune  # noqa: E402
 import finetune_tasks  # noqa: E402
+import finetune_train  # noqa: E402
 
 
-def toy_sides(single_label: bool = False) -> dict[str, finetune.Side]:
+def toy_sides(single_label: bool = False) -> dict[str, finetune_tasks.Side]:
     """Activations (n, views, 4, 2, 2) that tell three labels apart from noise."""
     rng, sides = np.random.default_rng(0), {}
     for name, n in (("train", 96), ("valid", 60), ("test", 60)):
@@ -33,7 +34,7 @@ def toy_sides(single_label: bool = False) -> dict[str, finetune.Side]:
         x = np.zeros((n, 2 if name == "train" else 1, 4, 2, 2), np.float16)
         x[:, :, :3] = y[:, None, :, None, None]
         x += rng.normal(0, 0.3, x.shape)
-        sides[name] = finetune.Side(x, torch.from_numpy(y.argmax(1) if single_label else y))
+        sides[name] = finetune_tasks.Side(x, torch.from_numpy(y.argmax(1) if single_label else y))
     return sides
 
 
@@ -44,7 +45,7 @@ def toy_network(n_classes: int) -> nn.Sequential:
 def learner(*cbs: Callback) -> Learner:
     torch.manual_seed(0)
     side = toy_sides()["train"]
-    dl = DataLoader(finetune.Views(side), 32)
+    dl = DataLoader(finetune_train.Views(side), 32)
     return Learner(
         DataLoaders(dl, dl), toy_network(3), BCEWithLogitsLossFlat(), opt_func=SGD, lr=0.1, wd=0, cbs=list(cbs)
     )
@@ -57,7 +58,7 @@ def fit(learn: Learner, epochs: int = 1) -> None:
 
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_the_gradient_of_crl_reaches_one_part_alone(part):
-    crl = finetune.OneSidedCRL(part, alpha=1.0, schedule=lambda done: 1.0, criterion="ranking")  # nothing but CRL
+    crl = finetune_train.OneSidedCRL(part, alpha=1.0, schedule=lambda done: 1.0, criterion="ranking")  # nothing but CRL
     learn = learner(crl)
     before = [p.detach().clone() for p in learn.model.parameters()]
     fit(learn)
@@ -73,7 +74,7 @@ def test_weights_end_as_their_moving_average():
             seen.append(self.learn.model[1].weight.detach().clone())
 
     seen: list[torch.Tensor] = []
-    learn = learner(finetune.WeightAverage(steps=4), Seen())
+    learn = learner(finetune_train.WeightAverage(steps=4), Seen())
     fit(learn, 2)
     average = seen[0]
     for weight in seen[1:]:
@@ -83,8 +84,8 @@ def test_weights_end_as_their_moving_average():
 
 
 def test_schedules_of_alpha():
-    assert [round(finetune.decay(p), 3) for p in (0, 1 / 6, 1 / 3, 1)] == [1, 0.5, 0, 0]
-    assert [round(finetune.late(p), 3) for p in (0, 0.5, 0.625, 0.75, 1)] == [0, 0, 0.5, 1, 1]
+    assert [round(finetune_train.decay(p), 3) for p in (0, 1 / 6, 1 / 3, 1)] == [1, 0.5, 0, 0]
+    assert [round(finetune_train.late(p), 3) for p in (0, 0.5, 0.625, 0.75, 1)] == [0, 0, 0.5, 1, 1]
 
 
 @pytest.mark.parametrize("single_label", [False, True])
@@ -109,7 +110,7 @@ def test_measures_of_a_perfect_network_and_of_another_test_set(single_label):
 @pytest.mark.parametrize("arm", ["plain", "weighted_crl", "adjusted_crl", "crl_body", "repeat_crl", "plain_mixup"])
 def test_arms_train(arm, single_label):
     sides = toy_sides(single_label)
-    learn = finetune.train(sides, finetune.ARMS[arm], 0.05, 0, epochs=3, bs=16, make=toy_network)
+    learn = finetune_train.train(sides, finetune_train.ARMS[arm], 0.05, 0, epochs=3, bs=16, make=toy_network)
     logits, embedding = finetune.outputs(learn.model, sides["valid"])
     assert np.isfinite(logits).all() and embedding.shape == (60, 8)
 
@@ -121,8 +122,8 @@ def test_arms_of_a_seed_see_the_same_views_and_start_alike():
         def before_batch(self):
             drawn.append(self.x.sum().item())
 
-    for cbs in ([], [finetune.CRLCallback(**finetune.RANKING)]):
-        views = finetune.DrawViews(3)
+    for cbs in ([], [finetune_train.CRLCallback(**finetune_train.RANKING)]):
+        views = finetune_train.DrawViews(3)
         learn = learner(views, Seen(), *cbs)
         learn.dls.train.dataset.side = sides["train"]
         fit(learn, 2)

@@ -28,7 +28,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-import fastai_crl.data.cached_loader
 import fastai_crl.images.cache
 import fastai_crl.images.image_set
 from fastai_crl.data.cached_loader import PackedDL, one_ahead
@@ -638,16 +637,21 @@ def test_samplers(root, sampler, per_item):
     assert type(again.train) is PackedDL and again.train.sampler is not None
 
 
-def test_targets_are_read_once(root, monkeypatch):
+def test_places_in_the_cache_are_looked_up_once(root, monkeypatch):
     dls = load(root, True)
-    calls, columns = [], fastai_crl.data.cached_loader._columns
-    monkeypatch.setattr(fastai_crl.data.cached_loader, "_columns", lambda *a: calls.append(1) or columns(*a))
+    calls, rows = [], Packed.rows
+    monkeypatch.setattr(Packed, "rows", lambda self, prefixes: calls.append(1) or rows(self, prefixes))
     for _ in range(3):
         list(dls.train)
     list(dls.train.new(shuffle=False))
     assert len(calls) == 1
     list(dls.valid)
     assert len(calls) == 2
+    dls.train_ds.items = dls.train_ds.items[::-1].reset_index(drop=True)
+    plain = load(root, False)
+    plain.train_ds.items = dls.train_ds.items
+    assert_same_batches(*(x.train.new(shuffle=False, drop_last=False) for x in (plain, dls)))
+    assert len(calls) == 3
 
 
 def test_cache_elsewhere_and_other_options(root, tmp_path):

@@ -113,6 +113,9 @@ def _source(file: Input, n: int) -> Source:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
     source = reader.open(file, n)
     check_pixels(source.height, source.width)
+    if source.planes == 1 and n == 3 and reader.channels == (1, 3):  # of a picture, that is red, green and blue
+        decode = source.decode
+        source = replace(source, planes=3, decode=lambda: np.repeat(decode(), 3, 0))
     # A grey file saved as colour may stand for one channel, and alpha is no channel unless all four are asked for.
     if source.planes != n and not (source.colour and n in (1, 3)):
         raise ValueError(
