@@ -274,3 +274,21 @@ def part_of(dataset: Any, rows: Sequence[int], split_idx: int) -> Any:
         tls = [tl._new(tl._get(rows), split_idx=split_idx) for tl in pipelines(dataset)]
         return type(dataset)(tls=tls, n_inp=dataset.n_inp)
     return dataset.new(dataset.items.iloc[rows]) if isinstance(dataset, Tabular) else _Part(dataset, rows)
+
+
+@contextmanager
+def labels_beside_weights(model: nn.Module, labels: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Have `labels` saved with a model's weights, in the metadata of their dict; yield those of weights it then loads.
+
+    Other learners read such a file as any other.
+    """
+    model, found = get_model(model), {}
+    hooks = [
+        model.register_state_dict_post_hook(lambda _, state, prefix, metadata: metadata.update(labels=labels)),
+        model.register_load_state_dict_pre_hook(lambda _, state, prefix, metadata, *rest: found.update(metadata)),
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

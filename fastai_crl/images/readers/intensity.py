@@ -82,7 +82,7 @@ def brightness(a: np.ndarray, table: np.ndarray, depth: int) -> np.ndarray:
 
 
 def to_bytes(
-    a: np.ndarray, white: int, size: tuple[int, int] | None, resample: int, stretch: tuple[float, float] | None
+    a: np.ndarray, white: int, size: tuple[int, int] | None, stretch: tuple[float, float] | None
 ) -> np.ndarray:
     """Return one plane (H,W) scaled, resized and rounded, uint8."""
     lo, hi = (0, white) if stretch is None else np.percentile(a, stretch)
@@ -92,5 +92,5 @@ def to_bytes(
         a = rescale_intensity(a, (lo, hi), (0, 255)).astype(np.float32)
     if size is not None and a.shape != size:
         # Pillow's resize is antialiased, and exact on floats.
-        a = np.asarray(Image.fromarray(a).resize(size[::-1], resample))
+        a = np.asarray(Image.fromarray(a).resize(size[::-1], Image.Resampling.BILINEAR))
     return a if a.dtype == np.uint8 else a.round().clip(0, 255).astype(np.uint8)
