@@ -21,7 +21,7 @@ from fastai_crl.mining.mine import minority_classes
 from fastai_crl.mining.profile import minority
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
-SAMPLERS = ("uniform", "repeat factor", "class-aware", "class-aware, ungrouped")
+SAMPLERS = ("uniform", "repeat factor", "class-aware")
 
 
 def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
@@ -35,17 +35,14 @@ def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
     return y, [str(c) for c in range(len(HPA_COUNTS))], "SYNTHETIC labels, independent, frequencies of HPA 2018"
 
 
-def draw(name: str, y: np.ndarray, bs: int, rho: float, least: int) -> tuple[np.ndarray, float, np.ndarray]:
+def draw(name: str, y: np.ndarray, bs: int, least: int) -> tuple[np.ndarray, float, np.ndarray]:
     """Batches (T, bs) of whole epochs, T >= least; the epoch's length in data sets; draws per sample and epoch (n,)."""
     n = len(y)
     if name == "uniform":
         rng = np.random.default_rng(0)
         epoch, length = (lambda e: rng.permutation(n)), n
     else:
-        if name == "repeat factor":
-            sampler = RepeatFactorSampler(y)
-        else:
-            sampler = ClassAwareSampler(y, bs, rho=rho, group="ungrouped" not in name)
+        sampler = RepeatFactorSampler(y) if name == "repeat factor" else ClassAwareSampler(y)
         epoch, length = sampler.indices, len(sampler)
     whole = max(1, length // bs)
     epochs = [epoch(e) for e in range(-(-least // whole))]
@@ -121,10 +118,10 @@ def plot(tables: dict[str, pd.DataFrame], title: str, out: str) -> None:
 def print_memory(y: np.ndarray, index: pd.MultiIndex, by_count: np.ndarray, bs: int, rho: float, size: int) -> None:
     """What a memory adds, after one epoch of filling it."""
     shares = {}
-    for name in SAMPLERS[:3]:
-        batches, _, _ = draw(name, y, bs, rho, 1)
+    for name in SAMPLERS:
+        batches, _, _ = draw(name, y, bs, 1)
         first = len(batches)
-        batches = draw(name, y, bs, rho, first + 1)[0]  # of the same seeds: the epoch before, and one more
+        batches = draw(name, y, bs, first + 1)[0]  # of the same seeds: the epoch before, and one more
         found = mined_with_memory(y, batches, rho, first, size)
         shares |= {(name, what): row for what, row in zip(("alone", "memory", "or majority"), found, strict=True)}
     table = pd.DataFrame(shares, index).iloc[by_count]
@@ -157,7 +154,7 @@ def main(
     reach, of_set, price, gradient = {}, {}, {}, {}
     for name in SAMPLERS:
         for bs in bs_all:
-            batches, length, draws = draw(name, y, bs, rho, least)
+            batches, length, draws = draw(name, y, bs, least)
             reach[name, bs] = mined_share(y, batches, rho, scope)
             of_set[name, bs] = mined_share(y, batches, rho, "joint", of_set=True)
             rare = draws[y[:, by_count[-1]]]

@@ -1,7 +1,7 @@
 """A fastai data loader that takes its images from a packed cache, whole batches at a time."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +12,9 @@ from fastai.torch_core import TensorCategory, TensorMultiCategory, to_device
 from fastcore.basics import chunked
 
 from fastai_crl._checks import offenders
-from fastai_crl._fastai import pipelines, transformed, transforms
+from fastai_crl._fastai import pipelines, transforms
 from fastai_crl.images.packed import Packed
-from fastai_crl.labels import each_item, read_targets
+from fastai_crl.labels import read_targets, transformed_items
 from fastai_crl.samplers import SampledDL
 
 
@@ -24,12 +24,12 @@ class PackedDL(SampledDL):
     For data sets whose inputs are opened by `MultiChannelBlock(images, cache)` and whose targets are categories. Where
     that is not so, an image is not in the cache, its files have changed (they are looked at once per pass), or item
     transforms have to run, batches are put together item by item, as in `TfmdDL`, with the same result. Targets are
-    read once, before the first batch. Without workers, batches for a CUDA device are fetched by a thread, one ahead,
-    into pinned memory, and copied while the program goes on. Arguments are those of `SampledDL`; such data sets ask for
-    no sampler.
+    read before each pass, so that those that were corrected are seen. Without workers, batches for a CUDA device are
+    fetched by a thread, one ahead, into pinned memory, and copied while the program goes on. Arguments are those of
+    `SampledDL`.
     """
 
-    _found: tuple[Any, ...] | None = None
+    _rows: tuple[Any, np.ndarray | None] | None = None  # items, and where the cache holds them
     _source: tuple[Packed, np.ndarray, list[torch.Tensor]] | None = None
 
     def _find(self) -> tuple[Packed, np.ndarray, list[torch.Tensor]] | None:
@@ -40,17 +40,19 @@ class PackedDL(SampledDL):
         packed = getattr(opener, "cache", None)
         if packed is None or not plain or self.bs is None or not len(self.dataset):
             return None
-        if self._found is None or self._found[0] is not self.dataset:
-            self._found = self.dataset, packed, *_columns(pipes, packed)
-        rows = self._found[2]
-        if rows is None:
+        if self._rows is None or self._rows[0] is not pipes[0].items:
+            prefixes = list(transformed_items(pipes[0], transforms(pipes[0])[:-1]))
+            self._rows = pipes[0].items, packed.rows(prefixes)
+        kinds = [type(pipe[0]) for pipe in pipes[1:]]
+        if (rows := self._rows[1]) is None or not set(kinds) <= {TensorCategory, TensorMultiCategory}:
             return None
         if len(changed := packed.changed(rows)):
             fix = "They are read from their files, which takes longer; make the loaders anew to pack them again."
             what = f"Images that have changed since they were packed in {packed.path}"
             warnings.warn(offenders(what, [packed.ids[r] for r in changed], fix), stacklevel=2)
             return None
-        return self._found[1:]
+        targets = [torch.from_numpy(read_targets(pipe)) for pipe in pipes[1:]]
+        return packed, rows, [y.as_subclass(kind) for y, kind in zip(targets, kinds, strict=True)]
 
     def before_iter(self) -> None:
         super().before_iter()
@@ -76,7 +78,7 @@ class PackedDL(SampledDL):
     def new(self, dataset: Any = None, cls: type | None = None, **kwargs: Any) -> Any:
         res = super().new(dataset, cls, **kwargs)
         if isinstance(res, PackedDL) and res.dataset is self.dataset:
-            res._found = self._found  # another's would keep its rows, and take them into an export
+            res._rows = self._rows  # another's would keep its rows, and take them into an export
         return res
 
 
@@ -90,15 +92,3 @@ def one_ahead(make: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]
                 yield now.result()
         if ahead is not None:
             yield ahead.result()
-
-
-def _columns(pipes: Sequence[Any], packed: Packed) -> tuple[np.ndarray | None, list[torch.Tensor]]:
-    """Rows of the cache, and the targets, for the items of a data set; no rows if they cannot be had."""
-    *before, _ = transforms(pipes[0])
-    prefixes = [transformed(item, before, pipes[0].split_idx) for item in each_item(pipes[0].items)]
-    rows, targets = packed.rows(prefixes), []
-    for pipe in pipes[1:]:
-        if rows is None or type(first := pipe[0]) not in (TensorCategory, TensorMultiCategory):
-            return None, []
-        targets.append(torch.from_numpy(np.stack(read_targets(pipe))).as_subclass(type(first)))
-    return rows, targets

@@ -1,6 +1,7 @@
 """Multi-channel images with labels in fastai's data block API, and the Human Protein Atlas (HPA) in one call."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fastai_crl.augment import microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import pack
 from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.levels import lost_levels
 from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.images.packed import Packed
 from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
@@ -43,7 +45,7 @@ def MultiChannelBlock(images: ImageSet, cache: Packed | None = None) -> Transfor
     Raises:
         ValueError: what is no `ImageSet`.
     """
-    loader = {} if cache is None else {"dl_type": PackedDL, "dls_kwargs": {"sampler": None}}
+    loader = {} if cache is None else {"dl_type": PackedDL}
     return TransformBlock(type_tfms=OpenMultiChannel(images, cache), batch_tfms=IntToFloatTensor, **loader)
 
 
@@ -109,14 +111,15 @@ class MultiChannelDataLoaders(DataLoaders):
             batch_tfms: in place of the default augmentation, `microscopy_transforms()` (flips and quarter turns, up to
                 10 degrees and 10 % of rotation and zoom, up to 10 % of intensity in each channel); [] for none.
                 Normalisation is added after it. For crops see `RandomCropBatch`.
-            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (as many
-                labels as fit have two positives in each batch), "repeat_factor" (images of rare labels come more
-                often), an iterable of indices with a length, or a class or function that returns one, drawn with
-                `seed` if it takes one. An epoch is then longer.
+            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (all
+                labels equally often), "repeat_factor" (images of rare labels more often, in a longer epoch), an
+                iterable of indices with a length, or a class or function that returns one, drawn with `seed` if it
+                takes one.
             cache: True decodes and resizes all images once into path/.cache (or another folder, if given) and takes
                 batches from there; later calls use what is there, as long as the files have not changed. No workers are
                 then started unless num_workers= or item_tfms= asks for them. See `pack`.
-            check: check the files before training (see `check_folder`).
+            check: check the files before training (see `check_folder`), and warn where a sample of 32 images shows that
+                16-bit files use a small part of their range.
             seed: of the split, the sampler, and the images measured for `stats`. Beside `split` it is the sampler's.
             **kwargs: the other keywords above, and those of fastai's loaders, with val_ before them of the validation
                 loader alone.
@@ -150,6 +153,8 @@ class MultiChannelDataLoaders(DataLoaders):
         splitter = IndexSplitter(validation_rows(split, annotations))
         if check:
             images.check(annotations.ids, same_size=images.size is None)
+            for channel, lost in lost_levels(images, annotations.ids).items():
+                warnings.warn(f"Channel {channel} in {images.folder}: {lost}.", stacklevel=3)
         packed = None
         if cache:
             packed = pack(images, annotations.ids, path / ".cache" if cache is True else cache, check=False)
@@ -174,7 +179,7 @@ class MultiChannelDataLoaders(DataLoaders):
         if sampler is None:
             return dls
         options = {"seed": random.randrange(2**32) if seed is None else seed} if takes(sampler, "seed") else {}
-        return with_sampler(dls, sampler, annotations.targets(vocab)[train], **options)
+        return with_sampler(dls, sampler, **options)
 
     @classmethod
     def from_df(

@@ -208,6 +208,8 @@ class ImageSet:
         missing = [f for f in files if f not in names]
         if missing := [f for f in missing if not (os.path.dirname(f) and (self.folder / f).exists())]:
             fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {self.pattern!r})."
+            if "\\" in missing[0] and (self.folder / missing[0].replace("\\", "/")).exists():
+                fix = "They are there: the ids are of Windows, pass id.replace('\\\\', '/')."
             if there := [form for form in ("NFC", "NFD") if unicodedata.normalize(form, missing[0]) in names]:
                 fix = f"They are there in another Unicode form: unicodedata.normalize({there[0]!r}, id)."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))

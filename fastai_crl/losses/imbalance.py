@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastai_crl.labels import read_labels
+from fastai_crl.labels import UnknownLabelsError, count, read_labels
 from fastai_crl.mining.profile import membership
 
 from .crl import Rectified
@@ -85,10 +86,11 @@ class TrainingLabels:
         """Count a batch of (n, C) logits of a loader, if it has to be; return Ω, a scalar in float32 or more."""
         data = getattr(loader, "dataset", None)
         if self.counted is not data:
-            labels = read_labels(loader, logits.shape[1])
             self.counted, self.omega = data, None
-            if labels is not None and labels.nnz:
-                self.omega = omega(torch.as_tensor(labels.sum(0)).flatten().double(), labels.shape[0])
+            with suppress(UnknownLabelsError):
+                labels = read_labels(loader, logits.shape[1])
+                if labels.nnz:
+                    self.omega = omega(count(labels).double(), labels.shape[0])
         return self.seen.add(logits, targets) if self.omega is None else self.omega
 
 
