@@ -24,7 +24,7 @@ def write(folder, low, high, dtype=np.uint16, n=6):
         (
             776,
             1009,
-            "values from 776 to 1009 of 65535 become 2 grey levels: pass bits=10, white=1009 (the largest of a sample), or stretch=99.5",
+            "values from 776 to 1009 of 65535 become 2 grey levels: pass bits=10, white=1009",
         ),
         (0, 4095, "become 17 grey levels: pass bits=12, white="),
         (0, 10000, "become 40 grey levels: pass bits=14, white="),
