@@ -16,6 +16,37 @@ def _bits(values: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+def hardest(values: Tensor, k: int, highest: bool, signed: bool = True) -> Tensor:
+    """Indices (k, M) of the k lowest or highest of each column of (n, M), hardest first, ties by lower index."""
+    if values.dtype == torch.float64:
+        return values.sort(dim=0, descending=highest, stable=True).indices[:k]
+    bits = _bits(values + 0.0) if signed else values.view(torch.int32)  # -0 + 0 = 0
+    index = torch.arange(len(values), device=values.device)[:, None]
+    return torch.add(index, bits, alpha=-(2**32) if highest else 2**32).topk(k, dim=0, largest=False).indices
+
+
+def ordered_bits(scores: Tensor, signed: bool = True) -> tuple[Tensor, int]:
+    """Integers (n, M) that order the scores of each column, ties by sample; they are from 0 to below 2^bits.
+
+    Args:
+        scores: (n, M) float32 or float64.
+        signed: some may be below 0.
+
+    Returns:
+        The integers, all different in a column, and bits, which with a column's number before them fit into 63.
+    """
+    n, m = scores.shape
+    sample_bits = n.bit_length()
+    if scores.dtype == torch.float64 or 32 + sample_bits + m.bit_length() > 62:  # ranks in place of bits
+        order = scores.flatten().argsort(stable=True)
+        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(n * m, device=scores.device))
+        return ranks.view(n, m), (n * m).bit_length()
+    lowest = 2**31 << sample_bits if signed else 0
+    sample = torch.arange(lowest, lowest + n, device=scores.device)[:, None]
+    bits = _bits(scores + 0.0) if signed else scores.view(torch.int32)
+    return torch.add(sample, bits, alpha=1 << sample_bits), 32 + sample_bits
+
+
 def _lowest(values: Tensor, k: int, dim: int) -> Tensor:
     """Indices of the k smallest along `dim`, smallest first, ties by lower index: `topk` leaves ties open.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, features_of
 
 from .hard_samples import HardSamples, pairwise_distance
-from .profile import Level, Profile, Scope, membership, minority, sides
+from .profile import Level, Profile, Scope, membership, sides, within_limit
 
 
 def minority_classes(
@@ -49,8 +49,8 @@ def minority_classes(
     check_arguments(1, rho, scope, "class")
     if n_classes is None:
         n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
-    minority_side, _, _ = sides(membership(targets, n_classes), scope)
-    return minority(minority_side.sum(0), len(targets), rho, scope, frequency)
+    h = sides(membership(targets, n_classes), scope)[0].sum(0)
+    return within_limit(h, len(targets), rho, scope, frequency) & (h > 1)
 
 
 @dataclass

@@ -40,24 +40,26 @@ def limit(rho: float, n: int) -> int:
     return math.floor(rho * n + 1e-6)
 
 
-def minority(
-    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, partners: Tensor | int = 0
-) -> Tensor:
-    """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
+def n_triplets(h: Tensor, g: Tensor, k: int, lone_positive: bool) -> Tensor:
+    """Triplets of each label, (C,) long, from the sizes of its minority and majority side; pairs with `lone_positive`."""
+    pairs = h * g.clamp_max(k)
+    return pairs if lone_positive else pairs * (h - 1).clamp(0, k)
 
-    `frequency`, (C,), sorts the labels in joint scope instead of h. `partners`, (C,) or one for all, count towards the
-    two samples that a class needs.
+
+def within_limit(h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None) -> Tensor:
+    """Which labels are minority by the sizes h_c of their minority sides, (C,) bool, those without any included.
+
+    `frequency`, (C,), sorts the labels in joint scope instead of h.
     """
-    enough = h >= (max(1, 2 - partners) if isinstance(partners, int) else (2 - partners).clamp_min(1))
     if scope == "attribute":
-        return (h <= limit(rho, n)) & enough
+        return h <= limit(rho, n)
     if frequency is None:
         ascending, label = h.sort(stable=True)
     else:
         label = frequency.argsort(stable=True)
         ascending = h.take(label)
     few = ascending.cumsum(0) <= limit(rho, n)
-    return torch.empty_like(few).scatter_(0, label, few) & enough
+    return torch.empty_like(few).scatter_(0, label, few)
 
 
 def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -104,7 +106,7 @@ class Profile:
         h, label = minority_side.sum(0), None
         if remembered is not None and flipped is not None:
             remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
-        small = minority(h, n, rho, scope, frequency, int(lone_positive) if remembered is None else remembered.sum(1))
+        small = within_limit(h, n, rho, scope, frequency) & (h > (0 if lone_positive else 1))
         most = max(1, bound if scope == "joint" else min(bound, n // 2))
         if scope == "joint" and 4 * bound < n_classes:  # few of them can be minority: worth the selecting
             each = 1 if lone_positive or remembered is not None else 2
