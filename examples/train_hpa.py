@@ -1,7 +1,8 @@
 """Train a classifier of four-channel cell images with the Class Rectification Loss, and show what came of it.
 
-Without arguments it draws a SYNTHETIC set (28 labels, uneven) under data/ and trains on that; with --path it trains on
-a folder in the layout of the Kaggle competition: train.csv (Id,Target), train/{Id}_{channel}.png and perhaps test/.
+Without arguments it draws a SYNTHETIC set (28 labels, uneven) under data/, with drawn_cells/ beside this file, and
+trains on that; with --path it trains on a folder in the layout of the Kaggle competition: train.csv (Id,Target),
+train/{Id}_{channel}.png and perhaps test/.
 The same command with --alpha 0 trains without the rectification beside it; whichever run is second compares the two.
 """
 
@@ -18,6 +19,7 @@ with warnings.catch_warnings():  # fastai's import calls it, which is to be repl
     from fastai.vision.all import *
 from fastcore.script import call_parse
 
+from drawn_cells import make_hpa
 from fastai_crl.all import *
 from fastai_crl.images.show import FOUND, MISSED, draw_images
 from fastai_crl.labels import shown_names

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def offenders(what: str, items: Sequence[Any], fix: str) -> str:
+    """Return an error message that names up to five of `items`, says how many there are, and ends with the fix."""
+    return f"{what} ({len(items)} in all): {', '.join(map(str, items[:5]))}{', …' if len(items) > 5 else ''}. {fix}"
+
+
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from fastai.callback.mixup import MixHandler
-from fastai.data.core import DataLoaders, TfmdLists
-from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, OneHotEncode
+from fastai.data.core import TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
+from fastai.torch_core import get_model, to_detach
 from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,7 +39,7 @@ def activation_of(loss_func: Any, single_label: bool) -> Callable[[Tensor], Tens
 
     Args:
         loss_func: a loss of fastai, torch or this package, or any function of (outputs, targets).
-        single_label: the targets are class indices, see `is_single_label`.
+        single_label: the targets are class indices, see `fastai_crl.task`.
     """
     while hasattr(loss_func, "base_loss"):
         loss_func = loss_func.base_loss
@@ -51,34 +51,6 @@ def activation_of(loss_func: Any, single_label: bool) -> Callable[[Tensor], Tens
         if isinstance(loss_func, classes) or loss_func in functions:
             return activation
     return _SOFTMAX if single_label else torch.sigmoid
-
-
-def is_single_label(source: Any, n_classes: int | None = None) -> bool:
-    """Return whether the task is single-label: one class index per item, not a vector with a value per label.
-
-    Args:
-        source: targets of a batch, (n,), (n, 1) or (n, C), or `DataLoaders`. Of these the transforms of the targets
-            tell, in an export too; where they do not, the targets of one batch.
-        n_classes: outputs of the network. With one output, targets (n,) and (n, 1) are those of one binary label. Where
-            it is not given, whole numbers are class indices, fractions and bools are not.
-    """
-    if isinstance(source, DataLoaders):
-        if (told := told_single_label(source)) is not None:
-            return told and n_classes != 1
-        source = next(iter(source[-1] if len(source[-1]) else source[0]))[-1]
-    if tuple(source.shape[1:]) not in ((), (1,)):
-        return False
-    if n_classes is not None:
-        return n_classes > 1
-    return not str(source.dtype).removeprefix("torch.").startswith(("float", "bfloat", "bool"))
-
-
-def told_single_label(dls: Any) -> bool | None:
-    """Return whether the task is single-label, as the transforms of the targets tell; None where they do not."""
-    encoders = transforms(pipelines(dls)[-1]) if pipelines(dls) else []
-    if any(isinstance(t, (MultiCategorize, EncodedMultiCategorize, OneHotEncode)) for t in encoders):
-        return False
-    return True if any(isinstance(t, Categorize) for t in encoders) else None
 
 
 # ---- what data sets and loaders hold ----
@@ -132,6 +104,25 @@ def inner_loader(loader: Any) -> Any:
     The class is known by its name: importing `fastai.distributed` needs accelerate.
     """
     return loader.dl if any(c.__name__ == "DistributedDL" for c in type(loader).__mro__) else loader
+
+
+@contextmanager
+def alone(learn: Any) -> Iterator[None]:
+    """Have a learner predict in this process alone, whatever the others do: nothing is gathered, nothing waited for.
+
+    Without it fastai appends the predictions of all processes, batch by batch, and cuts its loaders in pieces.
+    """
+    if "to_detach" in vars(learn):  # it does already
+        yield
+        return
+    model = learn.model
+    with learn.removed_cbs([cb for cb in learn.cbs if type(cb).__name__ == "DistributedTrainer"]):
+        learn.model, learn.to_detach = get_model(model), partial(to_detach, gather=False)
+        try:
+            yield
+        finally:
+            learn.model = model
+            del learn.to_detach
 
 
 # ---- what a callback that is there for a fit needs ----

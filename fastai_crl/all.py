@@ -1,7 +1,7 @@
 """All that users need: `from fastai_crl.all import *`; fastai itself is not exported, import it as usual."""
 # ruff: noqa: F403  (each wing lists what it exports)
 
-from fastai_crl import augment, data, evaluate, losses, mining, synthetic
+from fastai_crl import augment, data, evaluate, losses, mining, predict
 from fastai_crl.augment import *
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data import *
@@ -22,6 +22,7 @@ from fastai_crl.labels import label_counts, read_labels
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses import *
 from fastai_crl.mining import *
+from fastai_crl.predict import *
 from fastai_crl.samplers import (
     ClassAwareSampler,
     RepeatFactorSampler,
@@ -30,7 +31,6 @@ from fastai_crl.samplers import (
     register_sampler,
     with_sampler,
 )
-from fastai_crl.synthetic import *
 
 # Of images and samplers only what has no name of fastai's own.
 __all__ = [
@@ -60,4 +60,4 @@ __all__ = [
     "register_sampler",
     "with_sampler",
 ]
-__all__ += augment.__all__ + data.__all__ + evaluate.__all__ + losses.__all__ + mining.__all__ + synthetic.__all__
+__all__ += augment.__all__ + data.__all__ + evaluate.__all__ + losses.__all__ + mining.__all__ + predict.__all__

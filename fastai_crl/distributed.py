@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 
 def n_processes() -> int:
     """Processes that train together; 1 where training is not distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """The number of this process among those that train together, from 0; 0 where training is not distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else rank_distrib()
 
 
 def gather_rows(*tensors: Tensor) -> list[Tensor]:

@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
-from fastai_crl._fastai import is_single_label, rebuild
+from fastai_crl._fastai import rebuild
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.decisions import set_thresholds, thresholds_of
 from fastai_crl.evaluate.metrics import MacroF1, MeanAP
-from fastai_crl.evaluate.predictions import loader_of, predict_probabilities, show_predictions
+from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, label_names
@@ -35,6 +35,8 @@ from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 from fastai_crl.losses.prior import start_at_frequency
+from fastai_crl.predict import show_predictions
+from fastai_crl.task import is_single_label
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+# Tests, and the processes that they start, import `drawn_cells` from the examples.
+sys.path.insert(0, str(ROOT / "examples"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +44,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def hpa(tmp_path_factory) -> Path:
     """A small synthetic set in the Kaggle layout: 60 + 6 fields of 32 pixels, of all 28 labels."""
-    from fastai_crl.synthetic.make_hpa import make_hpa
+    from drawn_cells import make_hpa
 
     return make_hpa(tmp_path_factory.mktemp("hpa"), n=60, size=32, n_test=6, imbalance="mild", progress=False)
 

@@ -2,14 +2,13 @@
 
 import pickle
 
-import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import ParamScheduler  # noqa: F401  (adds lr_find to Learner)
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.learner import Learner, load_learner
+from fastai.learner import Learner
 from fastai.losses import (
     BaseLoss,
     BCELossFlat,
@@ -20,7 +19,6 @@ from fastai.losses import (
     MSELossFlat,
 )
 from fastai.metrics import accuracy_multi
-from fastai.tabular.all import CategoryBlock, TabularDataLoaders
 from fastai.vision.learner import vision_learner
 from fasttransform import Pipeline, Transform
 from torch import nn
@@ -39,7 +37,6 @@ from fastai_crl._fastai import (
     guard_fit,
     inner_loader,
     is_lr_search,
-    is_single_label,
     keeps_workers,
     loader_options,
     logits_and_targets,
@@ -47,7 +44,6 @@ from fastai_crl._fastai import (
     rebuild,
     record_schedule,
     shared_bytes,
-    told_single_label,
     transformed,
     transforms,
     unguard_fit,
@@ -197,44 +193,6 @@ def test_activation_of_losses(loss, multi, single):
 def test_log_probabilities_become_probabilities():
     logs = LOGITS.log_softmax(-1)
     torch.testing.assert_close(activation_of(nn.NLLLoss(), single_label=True)(logs), SOFTMAX)
-
-
-@pytest.mark.parametrize(
-    ("targets", "n_classes", "expected"),
-    [
-        (torch.tensor([0, 2, 1]), None, True),
-        (torch.tensor([[0], [2], [1]], dtype=torch.int8), 3, True),
-        (torch.tensor([0.0, 2.0]), 3, True),
-        (torch.zeros(4, 3), None, False),
-        (torch.zeros(4, 3), 3, False),
-        (torch.tensor([0.0, 1.0]), 1, False),
-        (torch.tensor([[1], [0]]), 1, False),
-        (torch.tensor([0.0, 1.0]), None, False),
-        (torch.tensor([True, False]), None, False),
-    ],
-)
-def test_kind_of_targets(targets, n_classes, expected):
-    assert is_single_label(targets, n_classes) is expected
-    if targets.dtype != torch.bool:
-        assert is_single_label(targets.numpy(), n_classes) is expected
-
-
-def test_kind_of_loaders(hpa_dls, single_label_dls, tmp_path):
-    assert not is_single_label(hpa_dls, hpa_dls.c) and is_single_label(single_label_dls, 3)
-    assert told_single_label(hpa_dls) is False and told_single_label(single_label_dls) is True
-    for dls, expected in ((hpa_dls, False), (single_label_dls, True)):
-        Learner(dls, nn.Linear(2, 2), path=tmp_path).export("x.pkl")
-        assert is_single_label(load_learner(tmp_path / "x.pkl").dls) is expected  # it has no items
-    x = torch.rand(6, 4)
-    for y, expected in ((torch.arange(6) % 3, True), (torch.zeros(6, 3), False)):
-        data = torch.utils.data.TensorDataset(x, y)
-        loader = torch.utils.data.DataLoader(data, batch_size=2)
-        assert is_single_label(DataLoaders(loader, loader)) is expected
-        assert told_single_label(DataLoaders(loader, loader)) is None
-        assert is_single_label(DataLoaders.from_dsets(data, data, bs=2, num_workers=0)) is expected
-    frame = pd.DataFrame({"a": [0.1, 0.2] * 8, "y": list("xyzx") * 4})
-    table = TabularDataLoaders.from_df(frame, y_names="y", cont_names=["a"], y_block=CategoryBlock(), bs=4)
-    assert is_single_label(table, 3)
 
 
 # ---------------------------------------------------------------- what a fit has

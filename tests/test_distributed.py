@@ -30,9 +30,13 @@ ACCELERATE = (
 RUNS = {  # launcher, processes, what they run
     "torchrun-2": (
         *(TORCHRUN, 2),
-        ("gather-class", "gather-instance", "alone-class", "uneven-class", "sampled-class_aware"),
+        ("gather-class", "gather-instance", "alone-class", "uneven-class", "sampled-class_aware", "predicted-within"),
     ),
-    "torchrun-4": (TORCHRUN, 4, ("gather-class", "uneven-class", "uneven-instance", "sampled-repeat_factor")),
+    "torchrun-4": (
+        TORCHRUN,
+        4,
+        ("gather-class", "uneven-class", "uneven-instance", "sampled-repeat_factor", "predicted-after"),
+    ),
     "accelerate-2": (ACCELERATE, 2, ("gather-class",)),
 }
 
@@ -134,6 +138,19 @@ def test_samplers_over_processes(launch, name, sampler):
     whole = len(first) // 16
     assert [sorted(b) for b in drawn[:whole]] == np.sort(first[: whole * 16].reshape(-1, 16), 1).tolist()
     assert sorted(i for b in drawn[whole:] for i in b) == list(range(96))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "part"), [("torchrun-2", "predicted-within"), ("torchrun-4", "predicted-after")])
+def test_every_process_predicts_all_and_the_first_writes(launch, name, part):
+    found = launch(name, part)
+    assert len(found) == int(name[-1])
+    for result in found:
+        assert max(result["off"][:2]) < 1e-6 and result["off"][2] < 1e-3  # kept in half precision
+        assert result["training"] == 14 and result["turned"].shape == (9, 6)
+        assert torch.equal(result["turned"], found[0]["turned"])
+        assert result["thresholds"].tolist() == found[0]["thresholds"].tolist()
+    assert found[0]["submission"] < 1e-6 and {result["submission"] for result in found[1:]} == {None}
 
 
 def test_one_process():

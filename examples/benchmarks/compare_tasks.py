@@ -5,7 +5,7 @@
 | `cells` | 2 x 2 mosaics of real HPA cells, four channels | 5, several per mosaic |
 | `digits` | MNIST digits strewn over four channels | 10, one to four per field |
 | `cifar` | CIFAR-10, long-tailed 100:1, three channels | 10, one per image |
-| `drawn` | drawn by `fastai_crl.synthetic.make_hpa`, four channels | 28, one to four per field |
+| `drawn` | drawn by `examples/drawn_cells`, four channels | 28, one to four per field |
 
 Frequencies are 100:1, of the drawn cells those of HPA (1171:1, but for the rarest labels, which occur 12 times in the
 3,000 fields that are not for the test).
@@ -22,6 +22,7 @@ the features of a mosaic are the mean of its cells'.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ from fastprogress import progress_bar
 from PIL import Image
 
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS
-from fastai_crl.synthetic import make_hpa
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from drawn_cells import make_hpa
 
 __all__ = ["TASKS", "Bank", "Split", "Task", "load", "split"]
 

@@ -29,6 +29,7 @@ import platform
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,9 @@ from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import pack
 from fastai_crl.images.open import open_channels
 from fastai_crl.samplers import with_sampler
-from fastai_crl.synthetic.make_hpa import make_hpa
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from drawn_cells import make_hpa
 
 
 def table(title, header, rows):

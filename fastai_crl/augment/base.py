@@ -32,15 +32,13 @@ def check_range(name: str, value: tuple[float, float], high: float, what: str) -
 
 
 class BatchTransform(DisplayedTransform):
-    """A transform of training batches; a subclass draws (`draw`), on the CPU, then applies what was drawn (`apply`)."""
+    """A transform of training batches, in two steps that a subclass defines.
+
+    `draw` takes the shape of the batch and returns what each image gets, a tensor on the CPU; `apply` takes the batch,
+    a plain tensor, and what was drawn, and returns the batch.
+    """
 
     split_idx = 0
-
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        raise NotImplementedError
-
-    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def encodes(self, x: TensorImage):
         if x.ndim != 4 or not x.is_floating_point():

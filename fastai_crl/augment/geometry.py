@@ -98,28 +98,29 @@ class RandomCropBatch(BatchTransform):
         return super().__call__(b, split_idx=split_idx, **kwargs)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Top, left, height and width of the place in each image, pixels, (4, B)."""
+        """Top and left of the place in each image, pixels, (2, B); with `scale` also height and width, (4, B)."""
         n, _, h, w = shape
-        if h < self.size[0] or w < self.size[1]:
+        spare = h - self.size[0], w - self.size[1]
+        if min(spare) < 0:
             raise ValueError(
                 f"RandomCropBatch cannot cut {self.size[0]}x{self.size[1]} pixels out of images of {h}x{w}: pass a "
                 "smaller size, or read the images larger."
             )
-        height, width = torch.tensor(self.size)[:, None].expand(2, n)
         if not self.training:
-            return torch.stack([(h - height) // 2, (w - width) // 2, height, width])
+            return torch.tensor(spare)[:, None].expand(2, n) // 2
         if self.scale is None:
-            top, left = (torch.randint(s - cut + 1, (n,)) for s, cut in zip((h, w), self.size, strict=True))
-            return torch.stack([top, left, height, width])
+            return torch.stack([torch.randint(s + 1, (n,)) for s in spare])
         area, ratio = torch.empty(n).uniform_(*self.scale) * h * w, log_uniform(n, *self.ratio)
         height, width = (area / ratio).sqrt().clamp(max=h), (area * ratio).sqrt().clamp(max=w)
         return torch.stack([torch.rand(n) * (h - height), torch.rand(n) * (w - width), height, width])
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        if not drawn.is_floating_point():
-            places = zip(x, drawn[0].tolist(), drawn[1].tolist(), strict=True)
-            return torch.stack([i[:, t : t + self.size[0], s : s + self.size[1]] for i, t, s in places])
+        if len(drawn) == 2:
+            top, left = drawn.to(x.device, non_blocking=True)
+            # All places of that size are views; one gather copies those that were drawn.
+            places = x.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
+            return places[torch.arange(len(x), device=x.device), :, top, left]
         top, left, height, width = drawn
         zero = torch.zeros_like(top)
         theta = [width / w, zero, (2 * left + width) / w - 1, zero, height / h, (2 * top + height) / h - 1]
@@ -140,4 +141,9 @@ class RandomD4(BatchTransform):
         return torch.randint(8 if shape[-2] == shape[-1] else 4, shape[:1])
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
-        return torch.stack([d4(image, k) for image, k in zip(x, drawn.tolist(), strict=True)])
+        # Each step of `d4` for the whole batch, kept where it was drawn: six kernels for any number of images.
+        bits = (1, 2, 4) if x.shape[-2] == x.shape[-1] else (1, 2)
+        chosen = (drawn & torch.tensor(bits)[:, None]).bool()[..., None, None, None]
+        for bit, where in zip(bits, chosen.to(x.device, non_blocking=True), strict=True):
+            x = torch.where(where, d4(x, bit), x)
+        return x

@@ -1,4 +1,4 @@
-"""The annotations of an image set: ids, labels and other columns, read and checked once; all that needs labels asks."""
+"""The annotations of an image set: ids, labels, other columns. Read and checked once; every other module asks it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 from fastai_crl.hpa import HPA_LABELS
 
 from .csv_file import CsvFile, as_text, read_file, require_none

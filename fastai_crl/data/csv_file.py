@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from fastai_crl._errors import offenders
-from fastai_crl.images.layout import replace_file
+from fastai_crl._checks import offenders
+from fastai_crl._files import replace_file
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,7 @@ class CsvFile:
             body = pieces[at].rstrip("\r\n")
             pieces[at] = f"{body},{_quoted(added[start])}{pieces[at][len(body) :]}"
         mode = stat.S_IMODE(os.stat(fname if fname.exists() else self.file).st_mode)
-
-        def write(part: Path) -> None:
-            part.write_bytes(bom + "".join(pieces).encode())
-            part.chmod(mode)
-
-        replace_file(fname, write)
+        replace_file(fname, lambda f: f.write(bom + "".join(pieces).encode()), mode=mode)
 
 
 def _lines(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The keywords of `from_csv`: whose each one is, and what is wrong with those of a call."""
+"""The keywords of `from_csv`: which of them belongs to which value, and what is wrong with those of a call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches

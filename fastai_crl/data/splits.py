@@ -9,7 +9,7 @@ import pandas as pd
 from fastai.data.transforms import RandomSplitter
 from sklearn.model_selection import GroupShuffleSplit
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 
 from .annotations import Annotations
 from .label_reader import BOOLEAN, number_first

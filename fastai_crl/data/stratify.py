@@ -9,8 +9,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from fastai_crl._files import replace_file
 from fastai_crl.images.duplicates import duplicate_groups
-from fastai_crl.images.layout import CHANNELS, PATTERN, replace_file
+from fastai_crl.images.layout import CHANNELS, PATTERN
 
 from .annotations import Annotations
 from .csv_file import read_file
@@ -120,7 +121,7 @@ def add_folds(
     if fname is not None and csv_file is not None:
         csv_file.write_with(Path(fname), fold_col, df[fold_col].tolist())
     elif fname is not None:
-        replace_file(Path(fname), lambda f: df.to_csv(f, index=False))
+        replace_file(Path(fname), lambda f: df.to_csv(f, mode="wb", index=False))
     return df
 
 

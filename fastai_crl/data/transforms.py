@@ -20,8 +20,7 @@ from fastai.vision.core import imagenet_stats
 from fastcore.foundation import L
 from fasttransform import Transform
 
-from fastai_crl._checks import check_size
-from fastai_crl._errors import offenders
+from fastai_crl._checks import check_size, offenders
 from fastai_crl.augment import RandomCropBatch, RandomD4, microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.open import OpenMultiChannel

@@ -1,4 +1,4 @@
-"""What a trained learner is worth and what it decides: metrics, thresholds, interpretation, submissions."""
+"""What a trained learner is worth and what it decides: predictions, metrics, thresholds, interpretation."""
 
 from .decisions import decide, set_thresholds
 from .interpret import CRLInterpretation, EpochPreds
@@ -13,11 +13,9 @@ from .metrics import (
     frequency_groups,
     label_report,
 )
-from .predictions import predict_probabilities, show_predictions
+from .predictions import predict_probabilities
 from .shift import shift_thresholds, training_probabilities
-from .submission import write_submission
 from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds
-from .tta import d4_tta
 
 __all__ = [
     "CRLInterpretation",
@@ -30,7 +28,6 @@ __all__ = [
     "MeanAPByGroup",
     "MeanAUROC",
     "MicroF1",
-    "d4_tta",
     "decide",
     "fit_thresholds",
     "frequency_groups",
@@ -39,7 +36,5 @@ __all__ = [
     "rate_thresholds",
     "set_thresholds",
     "shift_thresholds",
-    "show_predictions",
     "training_probabilities",
-    "write_submission",
 ]

@@ -15,9 +15,9 @@ from fastai.learner import Learner
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastai_crl._errors import offenders
-from fastai_crl._fastai import is_single_label
+from fastai_crl._checks import offenders
 from fastai_crl.losses import CompleteLoss, CRLLoss
+from fastai_crl.task import is_single_label
 
 _ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
 

@@ -31,7 +31,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from fastai_crl._fastai import activation_of, is_single_label
+from fastai_crl._fastai import activation_of
+from fastai_crl.task import is_single_label
 
 from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest, threshold_in_use
 
@@ -39,7 +40,7 @@ GROUPS = ("head", "medium", "tail")
 
 
 def _sklearn(score: Callable[..., Any], targ: np.ndarray, chosen: np.ndarray, **options: Any) -> Any:
-    """`score` of (n, C) decisions; one column is to scikit-learn a task of two classes, of which only yes counts."""
+    """`score` of (n, C) decisions. scikit-learn takes one column for two classes: only positives are scored."""
     if targ.shape[1] == 1:
         return score(targ[:, 0], chosen[:, 0], labels=[True], **options)
     return score(targ, chosen, **options)

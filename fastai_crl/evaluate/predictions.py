@@ -1,4 +1,4 @@
-"""Predictions of a learner: the probabilities, of whatever loss and loader, and pictures of them."""
+"""Predictions of a learner: the probabilities, of whatever loss and loader."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,17 +7,14 @@ import torch
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastcore.basics import noop
-from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import IterableDataset, SequentialSampler
 
-from fastai_crl._fastai import activation_of, is_single_label
-from fastai_crl.images.show import draw_images, prediction_lines
-from fastai_crl.labels import shown_names
+from fastai_crl._fastai import activation_of, alone, inner_loader
+from fastai_crl.task import is_single_label
 
-from .decisions import as_probabilities, as_targets, decide, threshold_in_use
+from .decisions import as_probabilities
 
 
 def predict_probabilities(
@@ -30,6 +27,8 @@ def predict_probabilities(
     rows: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Predict a data set: probabilities as the learner's loss defines them, see `activation_of`.
+
+    Of several processes each that calls it predicts all, alone, without waiting for the others.
 
     Args:
         learn: any learner whose network gives (n, C), or (n,) for one label.
@@ -47,18 +46,19 @@ def predict_probabilities(
     Raises:
         ValueError: nothing to predict, a network of several outputs, values that are no probabilities.
     """
-    dl = in_order(learn, ds_idx) if dl is None else dl
+    dl = in_order(learn, ds_idx) if dl is None else inner_loader(dl)
     try:
         len(dl)
     except TypeError:  # a generator, or a loader of an iterable data set
         dl = list(dl)
     if len(dl) == 0:
         raise ValueError("The loader given as dl= holds no batch: there is nothing to predict.")
-    if predict is not None:
-        out, *others = predict(learn, dl=dl)
-        targets = others[0] if others else None
-    else:
-        out, targets = learn.get_preds(dl=dl, act=noop, inner=inner)[:2]
+    with alone(learn):
+        if predict is not None:
+            out, *others = predict(learn, dl=dl)
+            targets = others[0] if others else None
+        else:
+            out, targets = learn.get_preds(dl=dl, act=noop, inner=inner)[:2]
     if not isinstance(out, Tensor) or out.ndim not in (1, 2):
         what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{len(out)} parts"
         raise ValueError(f"The network's output has {what}: give one output (n, C), a column per label.")
@@ -102,7 +102,7 @@ def loader_of(learn: Learner, ds_idx: int) -> Any:
             f"{what}: pass dl= of images that the network was not trained on, such as "
             "dl=learn.dls.test_dl(items, with_labels=True), or ds_idx=0 for the training set, which flatters."
         )
-    return loaders[ds_idx]
+    return inner_loader(loaders[ds_idx])
 
 
 def _is_empty(loader: Any) -> bool:
@@ -119,46 +119,3 @@ def _torch_in_order(loader: Any) -> Any:
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 64)
     options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
     return TorchLoader(loader.dataset, size, shuffle=False, **options)
-
-
-def show_predictions(
-    learn: Learner,
-    ds_idx: int = 1,
-    dl: Any = None,
-    max_n: int = 9,
-    shuffle: bool = True,
-    thresh: float | ArrayLike | None = None,
-    **kwargs: Any,
-) -> list[Axes]:
-    """Draw images of one batch with what the learner makes of them: labels found, missed, false, their probabilities.
-
-    Args:
-        learn: on `TensorMultiChannel` images, multi-label or single-label (one class is decided for, see `decide`).
-        ds_idx: the loader of `learn.dls`, as for fastai's `Learner.show_results`.
-        dl: a loader in its place; without labels, as that of `test_dl`, the predicted ones are listed.
-        max_n: images at the most.
-        shuffle: another batch each time.
-        thresh: labels of a probability above it are predicted; one number, or one per label. Default: the learner's own
-            thresholds where it has some, else 0.5.
-        kwargs: options of `draw_images`: channels, split, stretch, nrows, ncols, figsize, ctxs.
-
-    Returns:
-        The axes, one per panel, image after image.
-
-    Raises:
-        ValueError: no image, thresholds that do not fit, no probabilities; what `draw_images` raises.
-    """
-    dl = loader_of(learn, ds_idx).new(shuffle=shuffle) if dl is None else dl
-    batch = dl.one_batch()
-    probs, targets = predict_probabilities(learn, dl=[batch])
-    probs, n_classes = probs.numpy(), probs.shape[1]
-    single_label = is_single_label(learn.dls if targets is None else targets, n_classes)
-    chosen = decide(probs, threshold_in_use(learn) if thresh is None else thresh, single_label=single_label)
-    targets = None if targets is None else as_targets(targets, probs.shape)[0]
-    names = shown_names(learn.dls, n_classes)
-    images = dl.show_batch(batch, max_n=max_n, show=False)[2].itemgot(0)
-    captions = [
-        prediction_lines(probs[i], chosen[i], None if targets is None else targets[i], names)
-        for i in range(len(images))
-    ]
-    return draw_images(images, captions, **kwargs)

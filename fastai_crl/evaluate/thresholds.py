@@ -1,4 +1,4 @@
-"""Thresholds of a network: one per label, or one number behind them all, fitted without fooling oneself."""
+"""Thresholds of a network: one per label, or one number behind them all, fitted, and scored by cross-fitting."""
 
 import numbers
 import warnings
@@ -28,8 +28,8 @@ class FittedThresholds(NamedTuple):
 
     Its columns: `positives`; `threshold`; and F1, or balanced accuracy where that was fitted, at 0.5 (`fixed`), at
     `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by thresholds that never
-    saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, what tuning over-fits. NaN for a label
-    without positives, so that `report.mean()` is over the others.
+    saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, how much of the gain is
+    over-fitting. NaN for a label without positives, so that `report.mean()` is over the others.
 
     Example:
         >>> probs = [[0.1], [0.2], [0.3], [0.4]] * 5

@@ -16,8 +16,7 @@ from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
 from PIL import Image
 
-from fastai_crl._checks import check_size, whole_number
-from fastai_crl._errors import offenders
+from fastai_crl._checks import check_size, offenders, whole_number
 
 from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
 from .readers import check_intensity, header, read_planes

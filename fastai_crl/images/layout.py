@@ -4,13 +4,13 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from numbers import Integral
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 
 from .readers import reader_of
 
@@ -19,13 +19,6 @@ CHANNELS: tuple[str, ...] = ("red", "green", "blue", "yellow")
 PATTERN: str = "{id}_{channel}.png"
 
 _APPLE_DOUBLE = "._"  # macOS keeps what other disks cannot hold in a second file of that name
-
-
-def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` make `file` at once or not at all: whatever interrupts it, there is no half of a file."""
-    part = file.with_name(f"{file.name}.part")
-    write(part)
-    os.replace(part, file)
 
 
 # ---------------------------------------------------------------- what a user passes

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastai_crl._errors import offenders
+from fastai_crl._checks import offenders
 from fastai_crl._fastai import shared_bytes
 
 from .image_set import ImageSet

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from fastai_crl._checks import check_choice
-from fastai_crl._fastai import told_single_label
+from fastai_crl.task import single_label_if_known
 
 from .complete import CompleteLoss, complete
 from .prior import check_counts, log_odds
@@ -30,7 +30,7 @@ class _SigmoidFocal(nn.Module):
 
 
 def _timm(name: str) -> Any:
-    """A member of `timm.loss`, which is optional and had few losses for long."""
+    """A member of `timm.loss`: timm is optional, and versions before 1.0.31 lack some losses."""
     try:
         import timm.loss
 
@@ -197,7 +197,7 @@ def make_loss(
         (True, True)
     """
     if single_label is None and dls is not None:
-        told = told_single_label(dls)
+        told = single_label_if_known(dls)
         single_label = torch.as_tensor(dls.train_ds[0][-1]).ndim == 0 if told is None else told
     elif single_label is None:
         single_label = name not in _MULTI

@@ -10,8 +10,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from torch import Tensor, nn
 
-from fastai_crl._fastai import told_single_label
 from fastai_crl.labels import label_counts
+from fastai_crl.task import single_label_if_known
 
 
 def log_odds(counts: Tensor, n: int) -> Tensor:
@@ -53,7 +53,7 @@ def start_at_frequency(
         >>> [round(p, 3) for p in layer.bias.sigmoid().tolist()]
         [0.5, 0.01]
     """
-    if told_single_label(dls):
+    if single_label_if_known(dls):
         raise ValueError(
             "dls has one class index per image: start_at_frequency is for several labels. For one, "
             'make_loss("logit_adjusted", dls=dls) is what starts at the frequencies.'

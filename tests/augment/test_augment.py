@@ -12,6 +12,7 @@ from fasttransform import Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastai_crl.augment import (
     ChannelIntensity,
@@ -120,6 +121,30 @@ def test_nothing_reads_the_pixels_back(tfm):
     """Tensors on the meta device have no values: waiting for one, as `.item()` does, would raise."""
     x = TensorMultiChannel(torch.empty(3, 4, 8, 8, device="meta"))
     assert train(tfm, x).device.type == "meta"
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed, where an operation on a device would launch a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("side", [12, 13])
+def test_the_operations_are_those_of_a_batch_not_of_its_images(tfm, side):
+    counts = []
+    for n in (2, 64):
+        x = batch(n, 4, 12, side).as_subclass(torch.Tensor)
+        drawn = tfm.draw(tuple(x.shape))
+        with Operations() as operations:
+            tfm.apply(x, drawn)
+        counts.append(operations.count)
+    assert counts[0] == counts[1] < 50
 
 
 @pytest.mark.gpu
@@ -232,6 +257,17 @@ def test_crop_cuts_whole_pixels_anywhere():
         places.update(found)
     assert len(places) == 12
     assert torch.equal(train(RandomCropBatch((7, 9)), x), x)
+
+
+@pytest.mark.parametrize("split_idx", [0, 1])
+def test_crop_against_a_loop(split_idx):
+    x, t = batch(9, 2, 7, 9), RandomCropBatch((5, 6))
+    torch.manual_seed(0)
+    got = t(x, split_idx=split_idx)
+    torch.manual_seed(0)
+    places = zip(*(torch.randint(s, (9,)).tolist() for s in (3, 4)), strict=True) if split_idx == 0 else [(1, 1)] * 9
+    for image, cut, (top, left) in zip(x, got, places, strict=True):
+        assert torch.equal(cut, image[:, top : top + 5, left : left + 6])
 
 
 def test_resized_crop_against_scipy():

@@ -15,9 +15,9 @@ from fastai_crl.evaluate.decisions import set_thresholds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import CalibrationError, MacroF1, MeanAP, MicroF1
 from fastai_crl.evaluate.predictions import in_order, predict_probabilities
-from fastai_crl.evaluate.tta import d4_tta
 from fastai_crl.learner import CRLLearner
 from fastai_crl.losses import CRLLoss, make_loss
+from fastai_crl.predict.tta import d4_tta
 
 
 def flat(n_classes, dtype=torch.float32):

@@ -19,11 +19,11 @@ from fastai.losses import BCEWithLogitsLossFlat
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from drawn_cells import make_hpa
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import mean_ap
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.losses import CRL, make_loss
-from fastai_crl.synthetic import make_hpa
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(FOLDER))

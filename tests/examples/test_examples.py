@@ -15,9 +15,9 @@ import torch
 from fastai.learner import load_learner
 from PIL import Image
 
-from fastai_crl.evaluate.submission import write_submission
 from fastai_crl.hpa import HPA_LABELS
 from fastai_crl.images.image_set import image_ids
+from fastai_crl.predict.submission import write_submission
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPT = EXAMPLES / "train_hpa.py"

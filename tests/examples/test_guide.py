@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from drawn_cells import make_hpa
 from fastai_crl.all import CRL, CRLCallback, HPADataLoaders, crl_learner
 from fastai_crl.images import readers
 from fastai_crl.losses.criteria import Ranking, Relative
 from fastai_crl.samplers import base as samplers
-from fastai_crl.synthetic import make_hpa
 
 GUIDE = Path(__file__).resolve().parents[2] / "examples" / "guide"
 

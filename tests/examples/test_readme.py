@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastai_crl.synthetic.make_hpa import make_hpa
+from drawn_cells import make_hpa
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +33,17 @@ def test_ci_runs_the_second_block():
     (awk,) = re.findall(r"^awk '(.*?)' README.md", run.read_text(), re.M)
     found = subprocess.run(["awk", awk, ROOT / "README.md"], capture_output=True, text=True, check=True)
     assert found.stdout == COMMANDS[1]
+    assert "- run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_links_of_contributing_lead_somewhere():
+    page = ROOT / ".github" / "CONTRIBUTING.md"
+    links = re.findall(
+        r"\]\(([^)\s]+)\)|`((?:data|losses|evaluate|images)/[^`]+|labels\.py)`", page.read_text(encoding="utf-8")
+    )
+    assert len(links) > 10
+    for link, name in links:
+        assert (page.parent / link if link else ROOT / "fastai_crl" / name).exists(), link or name
 
 
 def test_files_it_names_exist():

@@ -13,11 +13,11 @@ from matplotlib.colors import to_rgb
 from torch import nn
 
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
-from fastai_crl.evaluate.predictions import show_predictions
 from fastai_crl.hpa import HPA_LABELS
 from fastai_crl.images.show import FALSE, FOUND, MISSED, draw_images, prediction_lines
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import shown_names
+from fastai_crl.predict import show_predictions
 
 NAMES = ["Nucleoplasm", "Golgi", "Cytosol", "Nucleoli"]
 

@@ -5,19 +5,21 @@ anything is decoded: no damaged file can ask for much memory, and none but a reg
 takes, is opened at all.
 """
 
+import gzip
+import io
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .base import Input, Reader, Source, check_pixels
+from .base import HOW_TO_ALLOW, Input, Reader, Source, check_pixels
 from .intensity import check_intensity, to_bytes, white_of
 from .pillow import PILLOW
 from .png import PNG
 from .tiff import TIFF_READER
-from .zipped import is_gzip, unzip
 
 __all__ = [
     "Input",
@@ -32,7 +34,34 @@ __all__ = [
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _UNKNOWN = "cannot identify its format as one that is read: save it as PNG, TIFF or JPEG"
-_GZIP = Reader("gzip", (".gz",), lambda file, n: _source(unzip(file, n), n), is_gzip)
+
+
+# ---------------------------------------------------------------- gzipped files of any format
+
+
+def _is_gzip(file: Input) -> bool:
+    return file.start.startswith(b"\x1f\x8b")
+
+
+def _unzip(file: Input, n: int) -> Input:
+    """Return what a gzipped file holds; ValueError for more than `n` channels can need, or where it is damaged."""
+    most = None if Image.MAX_IMAGE_PIXELS is None else 2 * n * Image.MAX_IMAGE_PIXELS + 2**20
+    out = io.BytesIO()
+    file.stream.seek(0)
+    with gzip.open(file.stream) as z:
+        while chunk := z.read(2**20):
+            out.write(chunk)
+            if most is not None and out.tell() > most:
+                raise ValueError(f"it unzips to more than {most:,} bytes, too many for {n} channels{HOW_TO_ALLOW}")
+    unzipped = replace(file, start=bytes(out.getbuffer()[:64]), stream=out, size=out.tell())
+    if _is_gzip(unzipped):
+        raise ValueError("it is gzipped more than once: unzip it")
+    return unzipped
+
+
+# ---------------------------------------------------------------- the registered readers
+
+_GZIP = Reader("gzip", (".gz",), lambda file, n: _source(_unzip(file, n), n), _is_gzip)
 _READERS: list[Reader] = [PNG, TIFF_READER, PILLOW, _GZIP]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from skimage.exposure import rescale_intensity
 
 from fastai_crl._checks import whole_number
 
@@ -87,7 +88,7 @@ def to_bytes(
     if hi <= lo:  # nothing to stretch
         lo, hi = 0, white
     if (lo, hi) != (0, 255):
-        a = ((a - lo) / ((hi - lo) / 255)).clip(0, 255).astype(np.float32)
+        a = rescale_intensity(a, (lo, hi), (0, 255)).astype(np.float32)
     if size is not None and a.shape != size:
         # Pillow's resize is antialiased, and exact on floats.
         a = np.asarray(Image.fromarray(a).resize(size[::-1], resample))

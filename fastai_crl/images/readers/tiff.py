@@ -1,50 +1,71 @@
-"""TIFF, by tifffile: pages or a channel axis, OME and ImageJ.
+"""TIFF: pages or a channel axis, OME and ImageJ. tifffile reads the structure, libtiff the pixels.
 
 tifffile is made to read what it can of any file: what it does not find becomes zeros, and pages of the same file are
-taken to be alike. Here, pixels are those of the file or there are none.
+taken to be alike. libtiff reads pages that lie over each other. Here, pixels are those of the file or there are none.
 """
 
+import io
 import logging
 import math
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
-from tifffile import PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries, logger
+from PIL import Image
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries, logger
 
-from .base import Input, Reader, Source
+from .base import Input, Reader, Source, check_pixels
 from .intensity import brightness
 from .pillow import open_with_pillow
-from .tiff_pages import by_bytes, check_overlap, check_page, dtype_of, read_page
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SPARE_PAGES = 1000  # beyond the number of channels: so many are still read, to say what is wrong with them
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)
 _CLAIM = "save the channels of one image alone, as a plain TIFF"
+_LACKS = "truncated: it lies about where its pixels are, or lacks some of them"
+# What decodes to bytes. libtiff is the faster with the first two; of the others it drops what a strip holds beyond its
+# pixels, which shows a damaged header, and tifffile refuses it.
+_LIBTIFF = {COMPRESSION.NONE, COMPRESSION.LZW}
+_BYTES = _LIBTIFF | {COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
+_BYTES |= {COMPRESSION.ZSTD, COMPRESSION.LZMA}
+# What decodes to a picture, whose own header is compared with that of the page; libtiff makes damage in a JPEG black.
+_PICTURES = {
+    COMPRESSION.JPEG: "JPEG",
+    COMPRESSION.JPEG2000: "JPEG2000",
+    COMPRESSION.WEBP: "WEBP",
+    COMPRESSION.PNG: "PNG",
+}
 
 
-class _Silence(logging.Filter):
-    """Drops what tifffile logs about files that are then refused, with the reason, or read all the same."""
+class _Log(logging.Filter):
+    """Drops what tifffile logs of files that are opened, as they are then checked; while it decodes, it is an error."""
 
     now = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self.now, "silent", False)
+        if getattr(self.now, "decodes", False):
+            raise ValueError(f"damaged: {record.getMessage()}")
+        return not getattr(self.now, "opens", False)
 
 
-logger().addFilter(_Silence())
+logger().addFilter(_Log())
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    _Silence.now.silent = True
+def _while(what: str) -> Iterator[None]:
+    setattr(_Log.now, what, True)
     try:
         yield
     finally:
-        _Silence.now.silent = False
+        setattr(_Log.now, what, False)
+
+
+# ---------------------------------------------------------------- checking
 
 
 def _check_chain(f: BinaryIO, start: bytes, most: int) -> None:
@@ -64,6 +85,64 @@ def _check_chain(f: BinaryIO, start: bytes, most: int) -> None:
         (entries,) = struct.unpack(order + count, f.read(struct.calcsize(count)))
         f.seek(at + struct.calcsize(order + count) + entry * entries)
         (at,) = struct.unpack(order + offset, f.read(struct.calcsize(offset)))
+
+
+def _check_page(page: TiffPage, end: int) -> None:
+    """Raise ValueError for a page that lies about its pixels, or lacks some of them, in a file of `end` bytes."""
+    sides = [page.imagelength, page.imagewidth, *((page.tilelength, page.tilewidth) if page.is_tiled else ())]
+    if not all(isinstance(v, int) for v in [*sides, page.bitspersample]):  # tuples, with a damaged count
+        raise ValueError("its header is damaged, or its samples are of different depth")
+    shown, bits = page.tags.get("PhotometricInterpretation"), page.tags.get("BitsPerSample")
+    plain = page.compression == COMPRESSION.NONE
+    said = plain if bits is None else bits.count in (1, page.samplesperpixel)  # 1 bit, where the tag is missing
+    if not said or shown is None or shown.count != 1:
+        raise ValueError(
+            "its header is damaged: it does not say what its values stand for, or of how many bits they are"
+        )
+    if page.dtype is None:
+        raise ValueError(f"its pixels, of {page.bitspersample} bits, are of no known kind")
+    if page.compression not in _BYTES | _PICTURES.keys():
+        raise ValueError(f"compression {page.compression:d} is not read: save it with LZW, deflate, or none")
+    if page.compression in _BYTES and page.predictor not in ((1, 2) if _is_whole(page) else (1,)):
+        raise ValueError(
+            f"predictor {page.predictor:d} of {page.bitspersample}-bit pixels is not read: save it without a predictor"
+        )
+    check_pixels(*sides[:2])
+    check_pixels(*sides[-2:])
+    listed = page.tags.get(324 if page.is_tiled else 273)  # offsets: tifffile forgets those of too many
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if page.imagedepth != 1 or listed is None or not len(parts) == listed.count == math.prod(page.chunked):
+        raise ValueError(_LACKS)
+    if any(size < 1 or at < 8 or at + size > end for at, size in parts):
+        raise ValueError(_LACKS)
+    if plain:
+        tall, wide = sides[-2:] if page.is_tiled else (min(page.rowsperstrip, sides[0]), sides[1])
+        row, rows = -(-wide * page.shaped[4] * page.bitspersample // 8), page.shaped[0] * page.imagelength
+        held, full = sum(page.databytecounts), len(parts) * tall * row  # the last strip may be filled up
+        if held not in (full, full if page.is_tiled else rows * row):
+            raise ValueError(_LACKS if held < full else "damaged: it holds other pixels than its header claims")
+
+
+def _check_overlap(pages: list[TiffPage]) -> None:
+    """Raise ValueError for pixels that lie over other pixels, or over the header; equal tiles may be stored once."""
+    taken = {(0, 8), *((p.offset, p.offset + 12 * len(p.tags)) for p in pages)}
+    taken |= {(at, at + size) for p in pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)}
+    if any(end > start for (_, end), (start, _) in pairwise(sorted(taken))):
+        raise ValueError("damaged: it says that pixels lie where other things do")
+
+
+def _check_pictures(f: BinaryIO, page: TiffPage) -> None:
+    """Raise ValueError for a strip or tile that is a picture of another size than the page claims."""
+    wide, tall = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    for at, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        f.seek(at)
+        with Image.open(io.BytesIO(f.read(size)), formats=[_PICTURES[page.compression]]) as picture:
+            last = page.imagelength % tall or tall
+            if picture.width != wide or picture.height not in (min(tall, page.imagelength), last):
+                raise ValueError("damaged: its pixels and its header do not fit each other")
+
+
+# ---------------------------------------------------------------- reading
 
 
 def _series(tif: TiffFile, pages: list[TiffPage]) -> TiffPageSeries:
@@ -86,14 +165,14 @@ def _open(file: Input, n: int) -> Source:
     f, end = file.stream, file.size
     _check_chain(f, file.start, n + _SPARE_PAGES)
     f.seek(0)
-    with _quiet():
+    with _while("opens"):
         tif = TiffFile(f, _multifile=False)  # no other files of the set
         pages = list(tif.pages)
         if any(p.photometric not in _SHOWN for p in pages):
             return open_with_pillow(file, n)
         for p in pages:
-            check_page(p, end)
-        check_overlap(pages)
+            _check_page(p, end)
+        _check_overlap(pages)
         page, *more = pages
         if any(_kind(p) != _kind(page) for p in more):
             raise ValueError("it holds images of different size or kind, save the channels of one image alone")
@@ -109,18 +188,26 @@ def _open(file: Input, n: int) -> Source:
     behind = math.prod(shape) > sum(p.size for p in pages)  # one page stands for planes that lie behind it
     if behind and (len(pages) > 1 or series.dataoffset is None or series.dataoffset + series.nbytes > end):
         raise ValueError(f"truncated: its description claims {planes} planes, it holds {len(pages)}: {_CLAIM}")
+    dtype = np.dtype(np.uint8) if page.dtype == bool else page.dtype
+    by_libtiff = not tif.is_lsm and all(p.compression in _LIBTIFF and _is_whole(p) for p in pages)
     # What ImageJ saves with a table of colours is a channel and how it was shown.
     tables = None if tif.is_imagej and planes == n else _tables(pages)
     coloured = tables is not None and planes == 1 and n == 3
 
     def decode() -> np.ndarray:
-        if behind:
-            a = series.asarray(maxworkers=1)
-        else:
-            a = np.empty((len(pages), *page.shaped), dtype_of(page))
-            for p, out in zip(series.pages, a, strict=True):
-                read_page(f, pages[p.index], out)
-            a = a.reshape(series.shape)
+        ordered = [pages[p.index] for p in series.pages]
+        for p in pages:
+            if p.compression in _PICTURES:
+                _check_pictures(f, p)
+        f.seek(0)
+        with _while("decodes"):
+            if behind:
+                a = series.asarray(maxworkers=1)
+            elif by_libtiff:
+                a = imagecodecs.tiff_decode(f.read(), [p.index for p in ordered])
+            else:
+                a = np.stack([p.asarray(maxworkers=1) for p in ordered])
+        a = a.reshape(series.shape).astype(dtype, copy=False)
         a = np.moveaxis(a, -1, 0) if last else a.reshape(shape)
         if tables is None:
             white = 2**page.bitspersample - 1
@@ -134,11 +221,11 @@ def _open(file: Input, n: int) -> Source:
         height,
         width,
         decode,
-        dtype_of(page),
+        dtype,
         white=2**page.bitspersample - 1 if page.dtype == np.uint16 else None,
         colour=coloured or (page.photometric == PHOTOMETRIC.RGB and planes in (3, 4)),
         inverted=page.photometric == PHOTOMETRIC.MINISWHITE,
-        intact=tables is None and by_bytes(page) and page.dtype in (np.uint8, np.uint16),
+        intact=tables is None and all(p.compression in _BYTES for p in pages) and page.dtype in (np.uint8, np.uint16),
     )
 
 
@@ -146,11 +233,16 @@ def _kind(page: TiffPage) -> tuple[Any, ...]:
     return page.shape, page.dtype, page.photometric, page.bitspersample
 
 
+def _is_whole(page: TiffPage) -> bool:
+    """Whether a value takes up whole bytes, not a few bits."""
+    return page.bitspersample == 8 * page.dtype.itemsize
+
+
 def _tables(pages: list[TiffPage]) -> list[np.ndarray] | None:
     """Return the table of colours (k,3) of each page, uint8; None for pages without."""
     if pages[0].photometric != PHOTOMETRIC.PALETTE:
         return None
-    if any(p.colormap is None or dtype_of(p) != np.uint8 for p in pages):
+    if any(p.colormap is None or p.dtype not in (np.uint8, bool) for p in pages):
         raise ValueError("it lacks its table of colours")
     return [(p.colormap.T >> (8 if p.colormap.max() > 255 else 0)).astype(np.uint8) for p in pages]
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.evaluate.tta import d4_tta
+from fastai_crl.predict.tta import d4_tta
 
 
 def net(n_out: int) -> nn.Module:

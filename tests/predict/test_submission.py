@@ -1,6 +1,8 @@
 """Submissions for a folder without labels."""
 
+import errno
 import functools
+import hashlib
 import os
 import shutil
 import signal
@@ -21,12 +23,12 @@ from fastcore.basics import noop
 from filelock import FileLock
 from torch import nn
 
+from fastai_crl._files import replace_file
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.evaluate.decisions import set_thresholds
-from fastai_crl.evaluate.submission import write_submission
+from fastai_crl.predict import submission, write_submission
 
 N = 40
-HEAD = 16  # bytes before the values of a chunk
 
 
 @pytest.fixture
@@ -129,8 +131,6 @@ def test_bad_arguments(learn, hpa, tmp_path):
         write(thresh={k: v for k, v in cuts.items() if k != vocab[0]})
     with pytest.raises(ValueError, match=r"without label \(1 in all\): ghost"):
         write(thresh={**cuts, "ghost": 0.5})
-    with pytest.raises(ValueError, match="chunk=0"):
-        write(chunk=0)
     assert not list(tmp_path.glob("s*"))
 
 
@@ -157,17 +157,28 @@ def test_probabilities_that_are_not_finite(learn, hpa, tmp_path):
 
 
 class Count(Callback):
-    """Counts the images predicted, and after each batch notes the size of a file."""
+    """Counts the images predicted, and after each batch the parts that are kept."""
 
-    def __init__(self, file: Path | None = None, stop_after: int | None = None):
-        self.file, self.stop_after, self.images, self.sizes = file, stop_after, 0, []
+    def __init__(self, folder: Path | None = None, stop_after: int | None = None):
+        self.folder, self.stop_after, self.images, self.parts = folder, stop_after, 0, []
 
     def after_batch(self):
         self.images += len(self.x)
-        if self.file is not None:
-            self.sizes.append(self.file.stat().st_size)
+        if self.folder is not None:
+            self.parts.append(len(list(self.folder.glob("*.parts/[0-9]*.part"))))
         if self.stop_after is not None and self.images >= self.stop_after:
             raise KeyboardInterrupt
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of one batch of eight."""
+    monkeypatch.setattr(submission, "PART", 8)
+
+
+def left(tmp_path: Path, name: str = "s.csv") -> list[Path]:
+    """Return the folders of parts of a submission."""
+    return sorted(f for f in tmp_path.glob("*.parts") if f.name.startswith(f"{name}."))
 
 
 @pytest.fixture(scope="module")
@@ -186,47 +197,39 @@ def plain(hpa, tmp_path) -> Learner:
     return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
 
 
-def without_header(file: Path) -> bytes:
-    return file.read_bytes().split(b"\n", 1)[1]
-
-
-def test_batches_are_written_as_they_come(plain, many, tmp_path):
-    counts = Count(tmp_path / "s.csv.partial")
+def test_parts_are_whole_batches_written_as_they_come(plain, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "PART", 10)  # rounded up to two batches of eight
+    counts = Count(tmp_path)
     plain.add_cb(counts)
-    write_submission(plain, many, tmp_path / "s.csv", chunk=10)  # rounded up to two batches of eight
-    chunk = HEAD + 16 * 4 * len(plain.dls.vocab)
-    assert np.diff(counts.sizes).tolist() == [0, chunk, 0, chunk] and counts.images == N
+    write_submission(plain, many, tmp_path / "s.csv")
+    assert counts.parts == [0, 0, 1, 1, 2] and counts.images == N and not left(tmp_path)
 
 
-@pytest.mark.parametrize("torn", [0, 7])
-def test_an_interrupted_run_is_continued_with_the_same_result(plain, many, tmp_path, torn):
-    whole = write_submission(plain, many, tmp_path / "whole.csv", chunk=8)
-    stop = Count(stop_after=20)
-    with pytest.raises(KeyboardInterrupt):
-        plain.add_cb(stop)
-        write_submission(plain, many, tmp_path / "s.csv", chunk=8)
-    plain.remove_cb(stop)
-    partial = tmp_path / "s.csv.partial"
-    with partial.open("ab") as f:
-        f.write(b"x" * torn)  # half a row, as a killed run may leave
+def test_an_interrupted_run_is_continued_with_the_same_result(plain, many, tmp_path, small_parts):
+    whole = write_submission(plain, many, tmp_path / "whole.csv")
+    [folder] = interrupted(plain, many, tmp_path / "s.csv")
+    assert folder.stat().st_mode & 0o777 == 0o700 and not (tmp_path / "s.csv").exists()
     counts = Count()
     plain.add_cb(counts)
-    assert len(without_header(partial)) == 2 * (HEAD + 8 * 4 * len(plain.dls.vocab)) + torn
-    assert not (tmp_path / "s.csv").exists()
-    table = write_submission(plain, many, tmp_path / "s.csv", chunk=8)
-    assert counts.images == N - 16 and table.equals(whole) and not partial.exists()
+    table = write_submission(plain, many, tmp_path / "s.csv")
+    assert counts.images == N - 16 and table.equals(whole) and not left(tmp_path)
     for name in ("{}.csv", "{}_probs.csv"):
         assert (tmp_path / name.format("s")).read_bytes() == (tmp_path / name.format("whole")).read_bytes()
+    interrupted(plain, many, tmp_path / "s.csv")
+    counts.images = 0
+    write_submission(plain, many, tmp_path / "s.csv", resume=False)
+    assert counts.images == N
 
 
 def test_nothing_is_predicted_twice_when_only_the_tables_are_missing(plain, many, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as m:
         m.setattr(pd.DataFrame, "to_csv", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OSError, match=r"No space left on device: .*s_probs\.csv could not be written.*Free space"):
             write_submission(plain, many, tmp_path / "s.csv", bs=16)
+    assert [f.name for f in tmp_path.iterdir() if f.is_file()] == []
     counts = Count()
     plain.add_cb(counts)
     table = write_submission(plain, many, tmp_path / "s.csv", bs=16)
@@ -237,7 +240,9 @@ KILLED = """
 import sys, time
 from fastai.callback.core import Callback
 from fastai.learner import load_learner
-from fastai_crl.evaluate.submission import write_submission
+from fastai_crl.predict import submission
+
+submission.PART = 8
 
 class Slow(Callback):
     def after_batch(self):
@@ -245,71 +250,40 @@ class Slow(Callback):
 
 learn = load_learner(sys.argv[1])
 learn.add_cb(Slow())
-write_submission(learn, sys.argv[2], sys.argv[3], chunk=8, progress=False)
+submission.write_submission(learn, sys.argv[2], sys.argv[3], progress=False)
 """
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_path):
+def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_path, small_parts):
     plain.export("x.pkl")
     whole = write_submission(plain, many, tmp_path / "whole.csv")
     args = [sys.executable, "-c", KILLED, tmp_path / "x.pkl", many, tmp_path / "s.csv"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    partial, chunk = tmp_path / "s.csv.partial", HEAD + 8 * 4 * len(plain.dls.vocab)
+
+    def done() -> int:
+        return len(list(tmp_path.glob("s.csv.*.parts/[0-9]*.part")))
+
     try:
         until = time.monotonic() + 120
-        while not partial.exists() or len(without_header(partial)) < 2 * chunk:
+        while done() < 2:
             assert process.poll() is None and time.monotonic() < until, "the process ended or hung before it wrote"
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (tmp_path / "s.csv").exists()
-    done = len(without_header(partial)) // chunk * 8
-    assert 16 <= done < N
+    kept = 8 * done()
+    assert 16 <= kept < N
     learn, counts = load_learner(tmp_path / "x.pkl"), Count()
     learn.add_cb(counts)
     table = write_submission(learn, many, tmp_path / "s.csv")
-    assert counts.images == N - done and table.Id.is_unique and table.equals(whole)
+    assert counts.images == N - kept and table.Id.is_unique and table.equals(whole) and not left(tmp_path)
     assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
 
 
-def test_a_stale_partial_file_is_noticed(plain, many, tmp_path):
-    def interrupt():
-        stop = Count(stop_after=20)
-        plain.add_cb(stop)
-        with pytest.raises(KeyboardInterrupt):
-            write_submission(plain, many, tmp_path / "s.csv", chunk=8, resume=False)
-        plain.remove_cb(stop)
-
-    def refused(what: str, folder=many, learn=plain, **kwargs):
-        with pytest.raises(ValueError, match=rf"s\.csv\.partial was begun with other {what} and .*resume=False"):
-            write_submission(learn, folder, tmp_path / "s.csv", **kwargs)
-
-    interrupt()
-    shutil.copytree(many, tmp_path / "more")
-    for file in sorted(many.iterdir())[-4:]:
-        shutil.copy(file, tmp_path / "more" / f"z{file.name}")
-    refused("ids, files", tmp_path / "more")
-    refused("test-time augmentation", tta=lambda learn, dl: learn.get_preds(dl=dl))
-    bias = plain.model[1].bias
-    with torch.no_grad():
-        bias[0] += 1e-6
-    refused("weights")
-    with torch.no_grad():
-        bias[0] -= 1e-6
-    plain.dls.valid.after_batch.fs[-1].mean += 1e-3
-    refused("transforms.*")
-    plain.dls.valid.after_batch.fs[-1].mean -= 1e-3
-    (tmp_path / "s.csv.partial").write_bytes(b"\x00\x01 not ours\n" + b"0" * 1000)
-    refused("content")
-    counts = Count()
-    plain.add_cb(counts)
-    write_submission(plain, many, tmp_path / "s.csv", resume=False)
-    assert counts.images == N and not (tmp_path / "s.csv.partial").exists()
-
-
-def test_test_time_augmentation(plain, many, tmp_path):
+def test_test_time_augmentation(plain, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "PART", 24)
     seen = []
 
     def tta(learn, dl):
@@ -319,16 +293,16 @@ def test_test_time_augmentation(plain, many, tmp_path):
         return 1 - probs, targets
 
     write_submission(plain, many, tmp_path / "a.csv")
-    write_submission(plain, many, tmp_path / "b.csv", tta=tta, chunk=24)
+    write_submission(plain, many, tmp_path / "b.csv", tta=tta)
     a, b = (read_probs(tmp_path / f"{n}_probs.csv").to_numpy(np.float32) for n in "ab")
     assert seen == [24, 16] and np.array_equal(b, 1 - a)
 
 
 def test_loader_options_and_silence(plain, many, tmp_path, capfd):
-    counts = Count(tmp_path / "s.csv.partial")
+    counts = Count()
     plain.add_cb(counts)
     one = write_submission(plain, many, tmp_path / "s.csv", bs=20, progress=False)
-    assert len(counts.sizes) == 2 and counts.images == N and capfd.readouterr().out == ""
+    assert counts.images == N and capfd.readouterr().out == ""
     plain.remove_cb(counts)
     assert one.equals(write_submission(plain, many, tmp_path / "t.csv", num_workers=2))
 
@@ -369,108 +343,164 @@ def test_the_check_knows_the_depth_that_training_was_told(tmp_path):
 
 
 def interrupted(learn, folder, fname, **kwargs):
-    """Leave a partial file of two chunks of eight."""
+    """Leave two parts of eight; return the folders of parts that there are now."""
     stop = Count(stop_after=20)
     learn.add_cb(stop)
     with pytest.raises(KeyboardInterrupt):
-        write_submission(learn, folder, fname, chunk=8, progress=False, **kwargs)
+        write_submission(learn, folder, fname, progress=False, **kwargs)
     learn.remove_cb(stop)
-    return fname.with_name(f"{fname.name}.partial")
+    return left(fname.parent, fname.name)
 
 
-@pytest.mark.parametrize(
-    "damage", ["zeroed row", "zeroed chunk", "flipped bit", "surplus", "twice", "zeros at the end"]
-)
-def test_damaged_rows_are_predicted_anew(plain, many, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["zeroed row", "zeroed", "flipped bit", "cut off", "longer", "shorter", "missing"])
+def test_damaged_parts_are_predicted_anew(plain, many, tmp_path, small_parts, damage):
     whole = write_submission(plain, many, tmp_path / "whole.csv", progress=False)
-    partial = interrupted(plain, many, tmp_path / "s.csv")
-    header, data = partial.read_bytes().split(b"\n", 1)
-    row = 4 * len(plain.dls.vocab)
-    chunk = HEAD + 8 * row
-    kept = {"zeroed row": 8, "zeroed chunk": 0, "flipped bit": 0}.get(damage, 16)
-    data = {
-        "zeroed row": data[: chunk + HEAD] + bytes(row) + data[chunk + HEAD + row :],
-        "zeroed chunk": bytes(chunk) + data[chunk:],
-        "flipped bit": data[: HEAD + 5] + bytes([data[HEAD + 5] ^ 1]) + data[HEAD + 6 :],
-        "surplus": data + data[:chunk] * 4,
-        "twice": data + data[chunk:],
-        "zeros at the end": data + bytes(3 * chunk),
-    }[damage]
-    partial.write_bytes(header + b"\n" + data)
+    [folder] = interrupted(plain, many, tmp_path / "s.csv")
+    first, second = sorted(folder.glob("[0-9]*.part"))
+    data, row = first.read_bytes(), 4 * len(plain.dls.vocab)
+    first.write_bytes(
+        {
+            "zeroed row": data[:-row] + bytes(row),
+            "zeroed": bytes(len(data)),
+            "flipped bit": data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+            "cut off": data[:-row],
+            "longer": data + bytes(row),
+        }.get(damage, data)
+    )
+    if damage == "missing":
+        first.unlink()
+    if damage == "shorter":  # and whole in itself
+        replace_file(first, lambda f: f.write(hashlib.sha256(data[32:-row]).digest() + data[32:-row]))
     counts = Count()
     plain.add_cb(counts)
     assert write_submission(plain, many, tmp_path / "s.csv", progress=False).equals(whole)
-    assert counts.images == N - kept
+    assert counts.images == N - 8 and second.name == "000001.part"
     assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
-
-
-def test_a_partial_file_is_bound_to_files_network_and_activation(hpa, many, tmp_path):
-    folder = shutil.copytree(many, tmp_path / "images")
-    dls = HPADataLoaders.from_csv(hpa, size=32, bs=8, num_workers=0)
-    model = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab)))
-    learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
-    interrupted(learn, folder, tmp_path / "s.csv")
-
-    def refused(what, **kwargs):
-        with pytest.raises(ValueError, match=rf"begun with other {what} and cannot be continued"):
-            write_submission(learn, folder, tmp_path / "s.csv", progress=False, **kwargs)
-
-    model[0].eps = 0.1  # outside of the weights
-    refused("network")
-    model[0].eps = 1e-5
-    learn.loss_func = nn.CrossEntropyLoss()
-    refused("activation")
-    learn.loss_func = nn.BCEWithLogitsLoss()  # the same probabilities
-    refused("test-time augmentation", tta=partial_tta(times=2))
-    files = sorted(folder.iterdir())
-    os.replace(shutil.copy2(files[-1], tmp_path / "x"), files[4])  # another image under the same name
-    refused("files")
-    write_submission(learn, folder, tmp_path / "s.csv", progress=False, resume=False)
 
 
 def partial_tta(times):
     return functools.partial(lambda learn, dl, times: learn.get_preds(dl=dl), times=times)
 
 
-def test_options_of_test_time_augmentation_are_told_apart(plain, many, tmp_path):
-    interrupted(plain, many, tmp_path / "s.csv", tta=partial_tta(times=2))
-    with pytest.raises(ValueError, match="other test-time augmentation and"):
-        write_submission(plain, many, tmp_path / "s.csv", tta=partial_tta(times=3), progress=False)
-    counts = Count()
-    plain.add_cb(counts)
-    write_submission(plain, many, tmp_path / "s.csv", tta=partial_tta(times=2), progress=False)
-    assert counts.images == N - 16
+class Scaled(nn.Module):
+    """A network that depends on what is neither weight nor buffer."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.factor, self.net = 1.0, nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 32 * 32, n))
+
+    def forward(self, x):
+        return self.factor * self.net(x)
 
 
-def test_two_writers(plain, many, tmp_path):
-    with FileLock(tmp_path / "s.csv.lock"):
-        with pytest.raises(RuntimeError, match=r"s\.csv is being written by another process"):
-            write_submission(plain, many, tmp_path / "s.csv", progress=False)
+def test_parts_of_anything_else_are_named_and_removed(hpa, many, tmp_path, small_parts):
+    folder = shutil.copytree(many, tmp_path / "images")
+    dls = HPADataLoaders.from_csv(hpa, size=32, bs=8, num_workers=0)
+    learn = Learner(dls, Scaled(len(dls.vocab)), loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
+    seen = set(interrupted(learn, folder, tmp_path / "s.csv"))
+
+    def same(**kwargs):
+        found = set(interrupted(learn, folder, tmp_path / "s.csv", **kwargs))
+        assert found == seen
+
+    def other(**kwargs):
+        with pytest.warns(UserWarning, match=r"s\.csv\.[0-9a-f]{16}\.parts holds predictions of s\.csv by another run"):
+            found = set(interrupted(learn, folder, tmp_path / "s.csv", **kwargs))
+        assert len(found) == len(seen) + 1
+        seen.update(found)
+
+    same()
+    other(bs=4)
+    other(tta=partial_tta(times=2))
+    other(tta=partial_tta(times=3))
+    with pytest.warns(UserWarning, match="another run"):
+        same(tta=partial_tta(times=2))
+    learn.model.factor = 2.0
+    other()
+    learn.model.net[0].eps = 0.1
+    other()
+    with torch.no_grad():
+        learn.model.net[2].bias[0] += 1e-6
+    other()
+    learn.model.net[0].running_mean += 1e-6
+    other()
+    learn.loss_func = nn.CrossEntropyLoss()
+    other()
+    learn.loss_func = nn.BCEWithLogitsLoss()  # the probabilities are those of before
+    dls.valid.after_batch.fs[-1].mean += 1e-3
+    other()
+    files = sorted(folder.iterdir())
+    os.replace(shutil.copy2(files[-1], tmp_path / "x"), files[4])  # another image under the same name
+    other()
+    for file in files[:4]:
+        shutil.copy(file, folder / f"z{file.name}")
+    other()
+    with pytest.warns(UserWarning, match="another run"):
+        write_submission(learn, folder, tmp_path / "s.csv", progress=False)
+    assert not left(tmp_path)
+
+
+def test_two_writers(plain, many, tmp_path, small_parts):
+    [folder] = interrupted(plain, many, tmp_path / "s.csv")
+    with FileLock(folder / "lock"):
+        for options in ({}, {"bs": 4}):  # the same predictions, and others for the same file
+            with pytest.raises(RuntimeError, match=r"s\.csv is being written by another process"):
+                write_submission(plain, many, tmp_path / "s.csv", progress=False, **options)
         write_submission(plain, many, tmp_path / "t.csv", progress=False)
+    with pytest.warns(UserWarning, match="another run"):
+        write_submission(plain, many, tmp_path / "s.csv", progress=False)
+    assert not left(tmp_path)
+
+
+def test_a_folder_of_parts_that_others_planted(plain, many, tmp_path, small_parts):
+    [folder] = interrupted(plain, many, tmp_path / "s.csv")
+    secret = tmp_path / "secret"
+    shutil.move(folder, secret)
+    folder.symlink_to(secret)
+    with pytest.raises(PermissionError, match=r"\.parts is a link, .*cannot be trusted: remove it"):
+        write_submission(plain, many, tmp_path / "s.csv", progress=False)
+    folder.unlink()
+    shutil.copytree(secret, folder)
+    folder.chmod(0o755)
+    with pytest.raises(PermissionError, match="others may write to"):
+        write_submission(plain, many, tmp_path / "s.csv", progress=False)
+    folder.chmod(0o700)
+    link = folder.with_name(f"s.csv.{'0' * 16}.parts")
+    link.symlink_to(secret)  # one of another run is left alone
     write_submission(plain, many, tmp_path / "s.csv", progress=False)
-    assert not list(tmp_path.glob("*.lock"))
+    assert len(list(secret.iterdir())) == 3 and link.is_symlink() and not folder.exists()
 
 
-def test_names_of_files(plain, many, tmp_path):
-    names = ("a.csv", "a.txt", "x.partial")
-    left = [interrupted(plain, many, tmp_path / name) for name in names]
-    assert len(set(left)) == 3 and all(file.exists() for file in left)
+def test_links_and_modes(plain, many, tmp_path):
+    real, link = tmp_path / "deep" / "r.csv", tmp_path / "s.csv"
+    real.parent.mkdir()
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    for name in ("s.csv.part", "s_probs.csv.part", "s.csv.lock"):  # names that could be foreseen
+        (tmp_path / name).symlink_to(tmp_path / "notes.txt")
+    (tmp_path / "notes.txt").write_text("precious")
+    write_submission(plain, many, link, progress=False)
+    assert link.is_symlink() and len(pd.read_csv(real)) == N and real.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "notes.txt").read_text() == "precious" and (tmp_path / "s_probs.csv").stat().st_mode & 0o600
+
+
+def test_names_of_files(plain, many, tmp_path, small_parts):
+    names = ("a.csv", "a.txt", "x.parts")
+    assert [len(interrupted(plain, many, tmp_path / name)) for name in names] == [1, 1, 1]
     for name in names:
         write_submission(plain, many, tmp_path / name, progress=False)
     found = {f.name for f in tmp_path.iterdir()}
-    assert found == {*names, "a_probs.csv", "a.txt_probs.csv", "x.partial_probs.csv"}
+    assert found == {*names, "a_probs.csv", "a.txt_probs.csv", "x.parts_probs.csv"}
 
 
 def test_a_missing_folder_is_made_and_a_folder_is_no_file(plain, many, tmp_path):
-    table = write_submission(plain, many, tmp_path / "out" / "deep" / "s.csv", chunk=1e3, progress=False)
+    table = write_submission(plain, many, tmp_path / "out" / "deep" / "s.csv", progress=False)
     assert len(pd.read_csv(tmp_path / "out" / "deep" / "s.csv")) == len(table) == N
     counts = Count()
     plain.add_cb(counts)
     with pytest.raises(ValueError, match="is a folder: give the name of a file"):
         write_submission(plain, many, tmp_path / "out", progress=False)
-    for chunk in (1.5, "8", True, float("nan")):
-        with pytest.raises(ValueError, match="chunk="):
-            write_submission(plain, many, tmp_path / "s.csv", chunk=chunk, progress=False)
     assert counts.images == 0
 
 
@@ -540,31 +570,3 @@ def test_single_label(hpa, many, tmp_path, loss):
     assert np.allclose(probs.sum(1), 1, atol=1e-5) and table.Predicted.tolist() == probs.idxmax(axis=1).tolist()
     with pytest.raises(ValueError, match=r"thresh=0.3: a single-label task takes the likeliest class"):
         write_submission(learn, many, tmp_path / "s.csv", thresh=0.3)
-
-
-RANKS = """
-import os, sys
-import torch.distributed as dist
-from fastai.learner import load_learner
-from fastai_crl.evaluate.submission import write_submission
-
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=int(sys.argv[5]), world_size=2)
-learn = load_learner(sys.argv[1])
-table = write_submission(learn, sys.argv[2], sys.argv[3], chunk=8, progress=False)
-table.to_csv(f"{sys.argv[3]}.rank{sys.argv[5]}", index=False)
-dist.barrier()  # a process that ends while the other still talks to it has that one aborted
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_both_processes_of_a_distributed_run(plain, many, tmp_path):
-    plain.export("x.pkl")
-    write_submission(plain, many, tmp_path / "whole.csv", progress=False)
-    args = [sys.executable, "-c", RANKS, tmp_path / "x.pkl", many, tmp_path / "s.csv", tmp_path / "meet"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([*args, str(rank)], stdout=subprocess.DEVNULL, env=env) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    for name in ("s.csv", "s.csv.rank0", "s.csv.rank1"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.lock"))

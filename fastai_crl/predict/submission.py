@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch.distributed as dist
+import torch
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from fastprogress.fastprogress import progress_bar
-from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastai_crl._checks import whole_number
-from fastai_crl._errors import offenders
-from fastai_crl._fastai import is_single_label, pipelines, transforms
-from fastai_crl.distributed import n_processes
+from fastai_crl._checks import offenders
+from fastai_crl._fastai import activation_of, pipelines, transforms
+from fastai_crl._files import replace_file
+from fastai_crl.distributed import process_rank
+from fastai_crl.evaluate.decisions import check_thresholds, decide, threshold_in_use
+from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import replace_file
 from fastai_crl.images.open import OpenMultiChannel
+from fastai_crl.task import is_single_label
 
-from .decisions import check_thresholds, decide, threshold_in_use
-from .partial_file import PartialFile, content_of
-from .predictions import predict_probabilities
+from .parts import Parts
+
+PART = 1024  # images of a part, rounded up to whole batches
 
 
 def write_submission(
@@ -36,7 +39,6 @@ def write_submission(
     thresh: float | ArrayLike | Mapping[Any, float] | None = None,
     pattern: str | None = None,
     tta: Callable[..., tuple[Tensor, ...]] | None = None,
-    chunk: int = 1024,
     resume: bool = True,
     progress: bool = True,
     ids: Iterable[str] | None = None,
@@ -44,28 +46,29 @@ def write_submission(
     delim: str = " ",
     at_least_one: bool = True,
     **kwargs: Any,
-) -> pd.DataFrame:
+) -> pd.DataFrame | None:
     """Predict every image of a folder and write a csv in Kaggle's form: `Id,Predicted`, labels separated by spaces.
 
     The probabilities come beside it: for submission.csv in submission_probs.csv, `Id` and a column per label, in full
-    float32 precision. Both are written at once or not at all. On the way they are added, chunk by chunk, to
-    submission.csv.partial: a run that was killed continues there, with the same result, and the file goes in the end.
-    Chunks that a crash damaged are predicted anew. No more than `chunk` images (and the probabilities) are held in
-    memory. Of the processes of a distributed run, each of which must call it, the first writes.
+    float32 precision. Each file is written at once or not at all. On the way the probabilities of each thousand images
+    are kept in a folder beside the csv, named by the digest of all that they depend on: a run that was killed loses at
+    most the thousand under way and continues there, with the same result to the last bit. In the end the folder goes,
+    and so do those of other runs for the same csv, which a warning names.
+
+    Of several processes the first predicts, alone: the others may call it too, and return None at once.
 
     Args:
         learn: a learner on `HPADataLoaders`, or one loaded from its export. Multi-label or single-label (one
             class is then the decision, see `decide`).
         folder: holds the images.
-        fname: csv to write; its folder is made if need be.
+        fname: csv to write; its folder is made if need be. A file that is there keeps its mode, a link stays one.
         thresh: labels of a probability above it are predicted, 0 to 1: one for all labels, C in the order of the vocab,
             or a mapping from every label to its own. Default: what the learner itself decides by: what `set_thresholds`
             gave it, else 0.5.
         pattern: names of the files, see `MultiChannelBlock`. Default: as in training.
         tta: test-time augmentation, a function in place of `Learner.get_preds`, called as `tta(learn, dl=dl)`, that
             returns the probabilities (n,C) first; for instance `d4_tta`.
-        chunk: images predicted between two writes, rounded up to whole batches.
-        resume: continue a partial file; False starts afresh.
+        resume: continue a run that was killed; False starts afresh.
         progress: show a progress bar.
         ids: of the images, in the order of the rows; they may lie in sub-folders, "plate1/a". Default: all in the
             folder.
@@ -75,14 +78,18 @@ def write_submission(
         **kwargs: of the data loader, such as bs and num_workers.
 
     Returns:
-        DataFrame of `Id`, `Predicted`, in the order of the ids.
+        DataFrame of `Id`, `Predicted`, in the order of the ids; None in other processes than the first.
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or a channel missing.
         ValueError: an unreadable image, thresholds that do not fit, labels that hold the delimiter, values that are no
-            probabilities, a partial file of other images, labels, weights, transforms or test-time augmentation.
+            probabilities.
+        PermissionError: what lies at the folder's name is a link, or may be written to by others.
+        OSError: the disk is full.
         RuntimeError: another process writes the same file.
     """
+    if process_rank() > 0:
+        return None
     vocab = [str(v) for v in learn.dls.vocab]
     single_label = is_single_label(learn.dls, len(vocab))
     if single_label and thresh is not None:
@@ -91,8 +98,6 @@ def write_submission(
         fix = f"They would be read back as others: pass another delim= than {delim!r}, such as '|', or rename them."
         raise ValueError(offenders("Labels that hold the delimiter", list(map(repr, bad)), fix))
     cuts = check_thresholds(threshold_in_use(learn) if thresh is None else thresh, len(vocab), vocab)
-    chunk = int(chunk) if isinstance(chunk, float) and chunk.is_integer() else chunk
-    chunk = whole_number("chunk", chunk, 1, "give a whole number of images, at least 1")
     images = learn.dls.images.with_(folder=folder, pattern=learn.dls.pattern if pattern is None else pattern)
     ids = [ids] if isinstance(ids, str) else list(images.ids(subfolders) if ids is None else map(str, ids))
     if not ids:
@@ -104,74 +109,49 @@ def write_submission(
         raise ValueError(f"fname={str(fname)!r} is a folder: give the name of a file in it, such as submission.csv.")
     prefixes = [images.folder / i for i in ids]
     quiet = learn.no_bar() if hasattr(learn, "progress") else nullcontext()
-    with _only_writer(fname), _opening_as(learn, images), quiet:
-        x = learn.dls.test_dl(prefixes[:1], **kwargs | {"bs": 1, "num_workers": 0}).one_batch()[0]
-        content = content_of(learn, images, ids, vocab, single_label, x, tta)
-        partial = PartialFile(fname.with_name(f"{fname.name}.partial"), content, len(ids), len(vocab))
-        # Whole batches, and the same ones as in a run that was never interrupted: their results agree to the last bit.
+    with _opening_as(learn, images), quiet:
+        first = learn.dls.test_dl(prefixes[:1], **kwargs | {"bs": 1, "num_workers": 0}).one_batch()[0]
         bs = learn.dls.test_dl(prefixes[:1], **kwargs).bs
-        done = _by_the_first(lambda: partial.start(bs, resume))
-        starts = range(done, len(ids), -(-chunk // bs) * bs)
-        for start in progress_bar(starts, total=len(starts), leave=False) if progress else starts:
-            rows = slice(start, start + starts.step)
-            dl = learn.dls.test_dl(prefixes[rows], **kwargs)
-            probs = predict_probabilities(learn, dl=dl, predict=tta, rows=ids[rows])[0].numpy()
-            _by_the_first(lambda start=start, probs=probs: partial.append(start, probs))
-
-        def finish() -> pd.DataFrame:
-            probs = partial.read()
+        depends_on = (ids, _files(images, ids), vocab, first, bs, tta, *_network(learn, len(vocab), single_label))
+        parts = Parts(fname, depends_on)
+        # Whole batches, the same as in a run that was never interrupted: their results agree to the last bit.
+        step = -(-PART // bs) * bs
+        rows = [slice(start, min(start + step, len(ids))) for start in range(0, len(ids), step)]
+        with parts.open(resume):
+            todo = [k for k, part in enumerate(rows) if parts.read(k, len(ids[part]), len(vocab)) is None]
+            for k in progress_bar(todo, leave=False) if progress else todo:
+                dl = learn.dls.test_dl(prefixes[rows[k]], **kwargs)
+                parts.write(k, predict_probabilities(learn, dl=dl, predict=tta, rows=ids[rows[k]])[0].numpy())
+            probs = np.concatenate([parts.read(k, len(ids[part]), len(vocab)) for k, part in enumerate(rows)])
             chosen = decide(probs, cuts, at_least_one, single_label)
             labels = np.array(vocab)
             table = pd.DataFrame({"Id": ids, "Predicted": [delim.join(labels[row]) for row in chosen]})
             every = pd.DataFrame(probs, columns=vocab)
             every.insert(0, "Id", ids, allow_duplicates=True)
             stem = fname.stem if fname.suffix == ".csv" else fname.name
-            replace_file(fname.with_name(f"{stem}_probs.csv"), lambda f: every.to_csv(f, index=False))
-            replace_file(fname, lambda f: table.to_csv(f, index=False))
-            partial.path.unlink()
-            return table
-
-        return _by_the_first(finish)
+            for file, frame in ((fname.with_name(f"{stem}_probs.csv"), every), (fname, table)):
+                replace_file(file, lambda f, frame=frame: frame.to_csv(f, mode="wb", index=False), aside=parts.folder)
+            parts.remove()
+    return table
 
 
-# ---------------------------------------------------------------- processes
+# ---------------------------------------------------------------- what predictions depend on
 
 
-@contextmanager
-def _only_writer(fname: Path) -> Iterator[None]:
-    """Keep other processes from writing `fname`; those of one distributed run go together."""
-    if n_processes() > 1 and dist.get_rank() > 0:
-        yield
-        return
-    lock = FileLock(fname.with_name(f"{fname.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"{fname} is being written by another process: wait for it, or pass another fname."
-        ) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink()
-        lock.release()
+def _files(images: ImageSet, ids: list[str]) -> list[tuple[Any, ...]]:
+    """Return which files hold the images, and what changes when one of them does."""
+    files = [(str(f), f.stat()) for i in ids for f in images.files(i)]
+    return [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in files]
 
 
-def _by_the_first(make: Callable[[], Any]) -> Any:
-    """Return to every process of a distributed run what `make` gives the first; its errors are raised in all."""
-    if n_processes() == 1:
-        return make()
-    found = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            found[0] = make()
-        except Exception as e:
-            found[1] = e
-    dist.broadcast_object_list(found, 0)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+def _network(learn: Learner, n_classes: int, single_label: bool) -> tuple[Any, ...]:
+    """Return what makes probabilities of images: the model, the activation by some of its values, where and how."""
+    grid = torch.linspace(-9, 9, 5 * n_classes).reshape(5, -1)
+    precision = getattr(getattr(learn, "mixed_precision", None), "amp_mode", None)
+    model = get_model(learn.model)
+    model = getattr(model, "_orig_mod", model)  # of a compiled model the one that was compiled
+    activation = activation_of(learn.loss_func, single_label)(grid)
+    return model, activation, str(precision), str(learn.dls.device), version("torch")
 
 
 # ---------------------------------------------------------------- images

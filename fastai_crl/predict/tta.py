@@ -10,10 +10,10 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_crl._fastai import activation_of, as_validation, is_single_label
+from fastai_crl._fastai import activation_of, alone, as_validation, inner_loader
 from fastai_crl.augment import d4
-
-from .predictions import in_order, loader_of
+from fastai_crl.evaluate.predictions import in_order, loader_of
+from fastai_crl.task import is_single_label
 
 
 class _D4Predictions(Callback):
@@ -66,7 +66,8 @@ def d4_tta(
 
     Eight exact variants (four, the flips and the half turn, of images that are not square), batch by batch, so the
     memory is that of `get_preds` and the time eight times its model's. No random augmentation takes part, not even on
-    training data. The activations are averaged, not the logits.
+    training data. The activations are averaged, not the logits. Of several processes each that calls it predicts all,
+    alone.
 
     Args:
         learn: any learner whose first input is an image batch (B,C,H,W).
@@ -86,5 +87,6 @@ def d4_tta(
     if dl is None:
         loader = loader_of(learn, ds_idx)
         dl = loader.new(shuffle=False, drop_last=False) if hasattr(loader, "new") else in_order(learn, ds_idx)
-    with as_validation(dl):
+    dl = inner_loader(dl)
+    with alone(learn), as_validation(dl):
         return learn.get_preds(dl=dl, act=noop, cbs=[*L(cbs), _D4Predictions(act)], **kwargs)
