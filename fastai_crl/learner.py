@@ -29,12 +29,12 @@ from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import label_counts, label_names
-from fastai_crl.losses.alpha import Schedule
+from fastai_crl.losses.imbalance import Schedule
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
-from fastai_crl.losses.prior import start_at_frequency
+from fastai_crl.losses.frequency import start_at_frequency
 from fastai_crl.predict import show_predictions
 from fastai_crl.task import is_single_label
 
@@ -141,10 +141,9 @@ def crl_learner(
         metrics: default macro F1 at 0.5 and mean average precision; for single-label accuracy, balanced accuracy and
             macro F1.
         cbs: more callbacks, beside `CRLCallback`; a `CRLCallback` among them takes the place of crl_learner's own.
-        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average, shift, engine), and of fastai's `vision_learner`. Default: `criterion="ranking"`, where
-            `CRL` itself has the paper's `"relative"`. With `level="instance"` or `memory`, which ranking does not
-            serve, a criterion must be given.
+        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, frequency, average, shift),
+            and of fastai's `vision_learner`. Default: `criterion="ranking"`, where `CRL` itself has the paper's
+            `"relative"`. With `level="instance"`, which ranking does not serve, a criterion must be given.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.

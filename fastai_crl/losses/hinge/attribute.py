@@ -42,15 +42,15 @@ def weigh_relative(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
     real = (order < sides.h[:, None]).to(p.dtype)
     pairs = real[:, :, None] * real[:, None, :]  # (M, P, P) of an anchor and a positive
     pairs.diagonal(dim1=1, dim2=2).zero_()
-    gap, to_threshold = p[:, :, None] - p[:, None, :], options.threshold - p
-    above = torch.searchsorted(far, (gap.abs() + to_threshold[:, :, None]).flatten(1))
+    gap = p[:, :, None] - p[:, None, :]
+    above = torch.searchsorted(far, (gap.abs() + (options.threshold - p)[:, :, None]).flatten(1))
     by_active = sides.by_active().scatter_add_(1, above, pairs.flatten(1))
     active = above.view_as(gap) * pairs
     pull = active * gap.sign()
     slope = (pull - active).sum(2) - pull.sum(1)  # (M, P) of each as an anchor, and as a positive
     weights = torch.zeros_like(sides.scores)
     if most > len(order):
-        above = torch.searchsorted(far, to_threshold[:, : options.k])  # (M, κ)
+        above = torch.searchsorted(far, options.threshold - p[:, : options.k])  # (M, κ)
         beyond = (sides.h - len(order)).clamp_min(0).to(p.dtype)[:, None]
         by_active.scatter_add_(1, above, beyond.expand_as(above).contiguous())
         # An anchor that ties with positives takes their slope.

@@ -1,8 +1,8 @@
 """The hinge criteria at class level as one product with the scores, on any device; no call waits for a GPU.
 
 Relative (arXiv:1804.10851, eqs. 9 and 10) is max(0, m + |p_a - p_+| - p_a + p_-), ranking the same without |p_a - p_+|.
-While the active hinges stay the same their sum is linear in the scores, Σ weight·p + constant. Weights and constant are
-found here without autograd, and one product with the scores carries the gradient. `tests/oracle.py` says the same in
+While the active hinges stay the same their sum is linear in the scores: Σ weight·p + m·(active hinges). Both are found
+here without autograd, and one product with the scores carries the gradient. `tests/oracle.py` says the same in
 plain loops.
 
 At a kink the gradient is one of several: a hinge of exactly 0 counts as inactive, and |p_a - p_+| of equal scores has
@@ -28,22 +28,22 @@ _SLICE_ON_CPU, _SLICE = 2**17, 2**22
 
 
 class HingeWeights(NamedTuple):
-    """The mean of a batch's hinges: Σ weight·score + constant.
+    """The mean of a batch's hinges: Σ weight·score + m·active.
 
     Attributes:
         weights: (n, C) in the dtype of the scores.
-        constant: scalar.
+        active: scalar, the share of the hinges that are active.
         triplets: (C,) long, of each label (pairs, with `lone_positive`).
     """
 
     weights: Tensor
-    constant: Tensor
+    active: Tensor
     triplets: Tensor
 
 
 @torch.no_grad()
 def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: HingeOptions) -> HingeWeights:
-    """Weigh the scores of a batch so that their weighted sum and a constant are the mean of its hinges.
+    """Weigh the scores of a batch so that their weighted sum is the mean of its hinges, but for a constant.
 
     Args:
         scores: (n, C) float32 or float64, n ≥ 1.
@@ -62,7 +62,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
     share = _share(triplets, options.by_label, scores.dtype)
     if turned is None and 4 * bound >= len(h):
         weights, active = _weigh(Sides.of(scores, positive, maybe, None, h, g, share, options), bound)
-        return HingeWeights(weights, options.margin * active, triplets)
+        return HingeWeights(weights, active, triplets)
     del positive, maybe
     weights, total = torch.zeros_like(scores), share.new_zeros(())
     if turned is None:  # few labels can be minority: worth the selecting
@@ -78,7 +78,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
         part, active = _weigh(sides, most)
         weights.index_copy_(1, labels, part if flip is None else torch.where(flip, -part, part))
         total += active
-    return HingeWeights(weights, options.margin * total, triplets)
+    return HingeWeights(weights, total, triplets)
 
 
 def _weigh(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
