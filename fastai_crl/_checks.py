@@ -186,14 +186,14 @@ class Batch(NamedTuple):
         logits: (n, C) floating point.
         targets: (n, C) in [0, 1], or (n,) class indices.
         features: (n, d) floating point, or None.
-        usable: bool scalar on the device: whether logits and features are finite; where not, both are zeros. None: they
-            are for sure.
+        broken: bool scalar on the device: whether logits or features were not finite; both are zeros then. None: they
+            are finite for sure.
     """
 
     logits: Tensor
     targets: Tensor
     features: Tensor | None = None
-    usable: Tensor | None = None
+    broken: Tensor | None = None
 
     @classmethod
     def of(
@@ -213,14 +213,13 @@ class Batch(NamedTuple):
         if features is not None:
             features = _checked_features(features, logits)
         if len(logits):
-            rule = f"{name} must be finite: NaN or infinity found. Has the training diverged?"
-            check_on_device(finite(logits), rule)
+            cause = "Has the training diverged?"
+            check_on_device(finite(logits), f"{name} must be finite: NaN or infinity found. {cause}")
             if bound is not None:
-                rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. Has the training diverged?"
+                rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. {cause}"
                 check_on_device(finite(logits, bound), rule)
             if features is not None:
-                rule = "features must be finite: NaN or infinity found. Has the training diverged?"
-                check_on_device(finite(features), rule)
+                check_on_device(finite(features), f"features must be finite: NaN or infinity found. {cause}")
         return cls(logits, targets, features)
 
     @classmethod
@@ -233,7 +232,7 @@ class Batch(NamedTuple):
             logits: those of `checked_targets`, like the next.
             targets: see there.
             features: (n, d), or None.
-            bound: logits beyond ±this are not usable either; None for no bound.
+            bound: logits beyond ±this are as good as infinite; None for no bound.
         """
         usable = finite(logits, bound)
         if features is not None:
@@ -241,7 +240,9 @@ class Batch(NamedTuple):
             usable = usable & finite(features)
         if readable(usable) and bool(usable):
             return cls(logits, targets, features)
-        return cls(logits.where(usable, 0), targets, None if features is None else features.where(usable, 0), usable)
+        broken = ~usable
+        features = None if features is None else features.masked_fill(broken, 0)
+        return cls(logits.masked_fill(broken, 0), targets, features, broken)
 
 
 def checked_targets(logits: Tensor, targets: Tensor, name: str = "logits") -> tuple[Tensor, Tensor]:

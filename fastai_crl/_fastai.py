@@ -254,3 +254,21 @@ def rebuild(learn: Any, kind: type[Learner], cbs: Any) -> Any:
     if learn.opt is not None and learn.opt.frozen_idx:
         made.freeze_to(learn.opt.frozen_idx)
     return made
+
+
+@contextmanager
+def labels_beside_weights(model: nn.Module, labels: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Have `labels` saved with a model's weights, in the metadata of their dict; yield those of weights it then loads.
+
+    Other learners read such a file as any other.
+    """
+    model, found = get_model(model), {}
+    hooks = [
+        model.register_state_dict_post_hook(lambda _, state, prefix, metadata: metadata.update(labels=labels)),
+        model.register_load_state_dict_pre_hook(lambda _, state, prefix, metadata, *rest: found.update(metadata)),
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

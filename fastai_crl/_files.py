@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def replace_file(
-    file: Path, write: Callable[[BinaryIO], Any], aside: Path | None = None, mode: int | None = None
-) -> None:
+def replace_file(file: Path, write: Callable[[BinaryIO], Any], aside: Path | None = None) -> None:
     """Have `write` make `file` at once or not at all: whatever interrupts it, there is no half of a file.
 
     What is written is on the disk before it takes the name. A file that was there keeps its mode, a link stays one.
@@ -20,7 +18,6 @@ def replace_file(
         file: to make, or to replace.
         write: given a new file, open for bytes.
         aside: the folder to make it in. Default, and where that is on another disk: that of `file`.
-        mode: permissions of the file. Default: those of the file that was there, else what the process gives new files.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; names the file.
@@ -35,7 +32,7 @@ def replace_file(
                 write(f)
                 f.flush()
                 os.fsync(f.fileno())
-            Path(part).chmod(_mode_of(file) if mode is None else mode)
+            Path(part).chmod(_mode_of(file))
             os.replace(part, file)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -26,7 +26,6 @@ from fastai_crl.predict import *
 from fastai_crl.samplers import (
     ClassAwareSampler,
     RepeatFactorSampler,
-    ResampleCallback,
     SampledDL,
     register_sampler,
     with_sampler,
@@ -46,7 +45,6 @@ __all__ = [
     "Packed",
     "Reader",
     "RepeatFactorSampler",
-    "ResampleCallback",
     "SampledDL",
     "TensorMultiChannel",
     "check_folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -24,11 +25,10 @@ from fastai_crl._fastai import (
     unguard_fit,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.labels import label_counts, label_names
+from fastai_crl.labels import UnknownLabelsError, count, label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
 from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, mix, omega, scheduled
-
 
 _NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
 
@@ -276,12 +276,11 @@ class CRLCallback(Callback):
         """Ω of the training set, read once per fit, or that of the labels seen so far; at most the criterion's."""
         now, most = self._now, self.term.criterion.alpha_limit
         if now.omega is None and now.seen is None:
-            loader = self.learn.dls.train
-            counts = label_counts(loader, batch.logits.shape[1])
-            if counts is not None and bool(counts.any()):
-                now.omega = float(omega(counts.double(), len(loader.dataset)))
-            else:
-                now.seen = SeenLabels()
+            with suppress(UnknownLabelsError):
+                labels = read_labels(self.learn.dls.train, batch.logits.shape[1])
+                if labels.nnz:
+                    now.omega = float(omega(count(labels).double(), labels.shape[0]))
+            now.seen = None if now.omega is not None else SeenLabels()
         return min(now.omega, most) if now.seen is None else now.seen(batch).clamp_max(most)
 
     # ---- what happened ----

@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 import torch
+from fastai.torch_core import default_device
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -24,6 +25,12 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Tests and their fixtures run on the CPU, on a machine with a GPU too, unless they are marked `gpu`."""
+    default_device(None if "gpu" in item.keywords else False)
 
 
 def pytest_collection_modifyitems(items):
@@ -63,10 +70,11 @@ def single_label_dls(hpa):
     from fastai.data.transforms import IndexSplitter
 
     from fastai_crl.data.loaders import MultiChannelBlock
+    from fastai_crl.images.image_set import ImageSet
 
     ids = sorted({p.name.rsplit("_", 1)[0] for p in (hpa / "train").iterdir()})
     block = DataBlock(
-        (MultiChannelBlock(size=32), CategoryBlock),
+        (MultiChannelBlock(ImageSet(".", size=32)), CategoryBlock),
         get_items=lambda _: [hpa / "train" / i for i in ids],
         get_y=lambda p: "abc"[len(p.name + p.name[-1]) % 2 + (p.name[-1] == "7")],
         splitter=IndexSplitter(list(range(20))),

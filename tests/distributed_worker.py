@@ -29,7 +29,7 @@ from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.learner import CRLLearner
 from fastai_crl.losses.crl_loss import CRL
 from fastai_crl.predict import d4_tta, write_submission
-from fastai_crl.samplers import ResampleCallback, with_sampler
+from fastai_crl.samplers import with_sampler
 
 
 def make_model():
@@ -69,7 +69,7 @@ def fastai_run(gather, level):
 
 
 def sampled_run(sampler):
-    """Two epochs in `distrib_ctx`, the first resampled: the samples of the k-th batches of all processes together."""
+    """Two epochs in `distrib_ctx`: the samples of the k-th batches of all processes together."""
     x, y = make_data(96)
     data = torch.utils.data.TensorDataset(torch.cat([torch.arange(96.0)[:, None], x[:, 1:]], 1), y)
     dls = DataLoaders.from_dsets(data, data, bs=16 // dist.get_world_size(), num_workers=0, device="cpu")
@@ -81,7 +81,7 @@ def sampled_run(sampler):
         def after_batch(self):
             drawn.append(gather_rows(self.learn.xb[0])[0][:, 0].long().tolist())
 
-    cbs = [CRLCallback(alpha=0.4, k=5), ResampleCallback(stop=0.5), Drawn()]
+    cbs = [CRLCallback(alpha=0.4, k=5), Drawn()]
     learn = Learner(with_sampler(dls, sampler, y), make_model(), loss_func=BCEWithLogitsLossFlat(), cbs=cbs)
     with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar():
         learn.fit(2, lr=0.0)

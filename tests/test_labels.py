@@ -1,7 +1,5 @@
 """Labels of data sets, read without their images, against those that training gets."""
 
-import gc
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +8,20 @@ import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ColReader, IndexSplitter, ItemGetter, RegexLabeller, parent_label
+from fastai.data.transforms import Categorize, ColReader, IndexSplitter, ItemGetter, RegexLabeller, parent_label
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.tabular.data import TabularDataLoaders
+from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from fastai_crl import labels
+from fastai_crl.callback import CRLCallback
+from fastai_crl.data.annotations import Annotations
+from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.data.targets import RowLabels, RowPrefix
 from fastai_crl.evaluate.metrics import MeanAPByGroup
-from fastai_crl.labels import label_counts, label_names, read_labels
+from fastai_crl.labels import UnknownLabelsError, label_counts, label_names, read_labels
 
 TEXT = ["a b", "", "b", "c a", "b", "a", "c b a", "a b"] * 5
 ONE = [t.split()[0] if t else "d" for t in TEXT]
@@ -130,13 +136,56 @@ def test_plain_data_sets():
     assert label_counts(TensorDataset(x, y), 5).tolist() == [2, 1, 3, 0, 0]
     assert label_names(DataLoaders(loader, loader), 2) == ["0", "1"]
 
-    class Opens(torch.utils.data.Dataset):
-        __getitem__ = fail
 
-        def __len__(self):
-            return 6
+class Opens(torch.utils.data.Dataset):
+    """Labels come with the opened item only, unless `targets` are given."""
 
-    assert read_labels(Opens()) is None
+    __getitem__ = fail
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def __len__(self):
+        return 4
+
+
+def test_labels_that_come_with_the_opened_item_only_are_not_read():
+    data = Opens()
+    with pytest.raises(UnknownLabelsError, match=r"A Opens does not tell its labels.*Set its attribute targets"):
+        read_labels(data)
+    with pytest.warns(UserWarning, match=r"Set its attribute targets, \(n,\) class indices or \(n, C\)"):
+        assert label_counts(torch.utils.data.DataLoader(data)) is None
+    data.targets = [0, 2, 2, 1]  # as the warning says
+    assert label_counts(data).tolist() == [1, 1, 2]
+    data.targets = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 0]])
+    assert label_counts(Subset(data, [0, 1])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("targets", [[0, 2, 2, 1], np.array([0, 2, 2, 1]), torch.tensor([0, 2, 2, 1])])
+def test_data_sets_like_those_of_torchvision(targets):
+    assert label_counts(Opens(targets=targets)).tolist() == [1, 1, 2]
+    assert label_counts(Opens(targets=targets, target_transform=lambda y: 2 - int(y)), 4).tolist() == [2, 1, 1, 0]
+    assert label_counts(Opens(targets=targets, target_transform=lambda y: torch.eye(3)[y])).tolist() == [1, 1, 2]
+
+
+def test_targets_in_bfloat16():
+    hot = torch.eye(3)[[0, 2, 2, 1]].bfloat16()
+    assert label_counts(TensorDataset(torch.rand(4, 3), hot)).tolist() == [1, 1, 2]
+    sets = Datasets([0, 1, 2, 3], [[fail], [lambda i: hot[i]]], do_setup=False)
+    assert label_counts(sets).tolist() == [1, 1, 2]
+
+
+def test_a_column_called_targets_is_not_taken():
+    frame = pd.DataFrame({"a": [0.1, 0.2] * 8, "targets": [0, 1] * 8, "y": list("xyzx") * 4})
+    table = TabularDataLoaders.from_df(frame, y_names="y", cont_names=["a", "targets"], y_block=CategoryBlock(), bs=4)
+    with pytest.raises(UnknownLabelsError):
+        read_labels(table)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 1, 1]), torch.tensor([0.0, 1, 1]), torch.tensor([False, True, True])])
+def test_one_binary_label(y):
+    for shape in ((3,), (3, 1)):
+        assert label_counts(TensorDataset(torch.rand(3, 2), y.reshape(shape)), 1).tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +201,20 @@ def test_plain_data_sets():
     ],
 )  # fmt: skip
 def test_targets_that_are_no_labels(data):
-    if data.tensors:
-        assert read_labels(data) is None
+    with pytest.raises(UnknownLabelsError):
+        read_labels(data)
 
 
 def test_targets_that_do_not_fit():
     sets = opened(FRAME, MultiCategoryBlock, ColReader("name", label_delim=" "))
-    assert read_labels(sets.train, 4) is None and read_labels(sets.train, 2) is None
-    assert read_labels(opened(FRAME, RegressionBlock, ColReader("n")).train) is None
+    for n_classes in (4, 2):
+        with pytest.raises(UnknownLabelsError, match=rf"targets of 3 labels where there are {n_classes}"):
+            read_labels(sets.train, n_classes)
+    with pytest.raises(UnknownLabelsError, match=r"targets of shape \(30,\) and float32 fit no task"):
+        read_labels(opened(FRAME, RegressionBlock, ColReader("n")).train)
+    sets = Datasets([0, 1], [[fail], [lambda i: torch.zeros(2 + i)]], do_setup=False)
+    with pytest.raises(UnknownLabelsError, match=r"of several shapes, \(2,\) and \(3,\)"):
+        read_labels(sets)
 
 
 def test_targets_without_encoding():
@@ -168,18 +223,23 @@ def test_targets_without_encoding():
     assert read_labels(sets).toarray().tolist() == [[True, False], [False, False], [True, True]]
 
 
-def test_a_quick_reading_that_would_be_wrong_is_not_taken():
-    """A getter that sees more than the columns gets real rows."""
-    sets = opened(FRAME, CategoryBlock, lambda r: "light" if type(r) is not pd.Series else "real")
-    assert list(sets.vocab) == ["real"] and read_labels(sets.train).sum() == 30
+FRAMES = {
+    "text": FRAME[["one", "name"]],
+    "text of objects": FRAME[["one", "name"]].astype(object),
+    "mixed": FRAME.assign(none=None, half=0.5, day=pd.Timestamp("2020-01-01"), kind=pd.Categorical(ONE)),
+    "whole numbers": FRAME[["n", "a"]],
+    "numbers, of which some are fractions": FRAME[["n", "a"]].assign(half=0.5),
+    "a column twice": FRAME[["one", "name", "one"]],
+}
 
 
-@pytest.mark.parametrize("get", [lambda r: r["one"], lambda r: r.one, lambda r: r.iloc[2], lambda r: r.values[2]])
-def test_rows_are_not_made_where_columns_do(get):
-    made = []
-    sets = opened(FRAME, CategoryBlock(vocab=list("abcd")), lambda r: made.append(type(r) is pd.Series) or get(r))
-    made.clear()
-    assert read_labels(sets.train).sum() == 30 and sum(made) <= 5  # those that are compared with the training's
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize(
+    "get", [lambda r: [str(v) for v in r.tolist()], lambda r: [str(r.iloc[0])], lambda r: [str(r.name), str(len(r))]]
+)
+def test_a_getter_gets_rows_as_in_training(kind, get):
+    sets = opened(FRAMES[kind], MULTI, get)
+    assert (read_labels(sets.train).toarray() == by_pipeline(sets, 0)).all()
 
 
 def test_faults_of_a_getter_are_raised():
@@ -188,125 +248,102 @@ def test_faults_of_a_getter_are_raised():
         read_labels(sets.train)
 
 
-class Clock:
-    """Time that passes only in getters: `spend` what each costs, in seconds of the processor and of waiting."""
-
-    def __init__(self, monkeypatch):
-        self.cpu = self.wall = self.calls = 0
-        monkeypatch.setattr(labels, "time", self)
-
-    def thread_time(self):
-        return self.cpu
-
-    def perf_counter(self):
-        return self.wall
-
-    def spend(self, cpu=0.0, wait=0.0):
-        self.cpu, self.wall, self.calls = self.cpu + cpu, self.wall + cpu + wait, self.calls + 1
-
-    def counts(self, n, cost):
-        """Counts of a training set of `n` items, a and b in turn; `cost(i)` is what item i costs; and the calls."""
-        label = [lambda i: "ab"[i % 2]]
-        sets = opened(range(n + 10), CategoryBlock(vocab=list("ab")), lambda i: label[0](i), n=n + 10)
-        label[0] = lambda i: self.spend(**cost(i)) or "ab"[i % 2]
-        self.calls = 0
-        return label_counts(sets.subset(0)), self.calls
+def test_nothing_is_remembered():
+    """Labels that are corrected, wherever they come from, are seen."""
+    frame, by_id = FRAME.copy(), dict(zip(FRAME["id"], ONE, strict=True))
+    rows = opened(frame, CategoryBlock, ColReader("one")).subset(0)
+    looked_up = opened(list(by_id), CategoryBlock, lambda i: by_id[i]).subset(0)
+    first = label_counts(rows)
+    assert torch.equal(label_counts(looked_up), first)
+    items = rows.tls[-1].items
+    items.loc[items.index[0], "one"] = by_id["i0"] = "b"
+    assert (label_counts(rows) - first).tolist() == [-1, 1, 0, 0]
+    assert (label_counts(looked_up) - first).tolist() == [-1, 1, 0, 0]
+    rows.items = rows.items[:5]
+    assert label_counts(rows).sum() == 5
 
 
-@pytest.mark.parametrize(
-    ("n", "cost", "most"),
-    [
-        (25_000, {"cpu": 0.0014}, 450),  # a picture, opened
-        (1_000, {"cpu": 0.002}, 510),
-        (25_000, {"cpu": 0.06}, 15),
-        (25_000, {"wait": 0.001}, 650),  # a disk in a network
-        (25_000, {"wait": 0.1}, 10),
-        (300, {"wait": 0.1}, 10),
-        (25_000, {"cpu": 1e-5, "wait": 3e-4}, 5100),
-    ],
-)
-def test_labels_that_cost_too_much_are_left(monkeypatch, n, cost, most):
-    clock = Clock(monkeypatch)
-    found, calls = clock.counts(n, lambda i: cost)
-    assert found is None and calls <= most
-    assert clock.wall < 2
+def corrected(table):
+    """A table of labels in which each image has the first label of its vocabulary alone."""
+    return table.assign(Target="0")
 
 
-@pytest.mark.parametrize(
-    ("n", "cost"),
-    [
-        (25_000, {"cpu": 5e-5, "wait": 1.5e-4}),  # waits three times as long as it works
-        (2_000, {"cpu": 5e-5, "wait": 9e-4}),
-        (100_000, {"cpu": 1.5e-4}),
-        (100, {"cpu": 0.005}),
-        (1, {"cpu": 9.0}),
-    ],
-)
-def test_a_busy_machine_loses_no_labels(monkeypatch, n, cost):
-    found, _ = Clock(monkeypatch).counts(n, lambda i: cost)
-    assert found.tolist() == [(n + 1) // 2, n // 2]
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("correct", ["items", "pipeline", "in place"])
+def test_labels_of_a_csv_that_are_corrected_between_two_fits(tmp_path, hpa, cache, correct):
+    for part in ("train", "train.csv"):
+        (tmp_path / part).symlink_to(hpa / part)
+    dls = HPADataLoaders.from_csv(
+        tmp_path, size=16, bs=8, num_workers=0, batch_tfms=[], cache=cache, sampler="repeat_factor"
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 16 * 16, dls.c))
+    learn = Learner(dls, model, BCEWithLogitsLossFlat(), cbs=CRLCallback(criterion="ranking", alpha="auto"))
+    n = len(dls.train_ds)
+
+    def fit():
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+        return learn.crl.alphas[-1], torch.cat([torch.Tensor(y) for _, y in dls.train]).mean(0), label_counts(dls)
+
+    alpha, drawn, counts = fit()
+    assert alpha < 0.25 or counts.count_nonzero() > 1
+    pipeline = dls.train_ds.tls[-1]
+    if correct == "items":
+        dls.train_ds.items = corrected(dls.train_ds.items)
+    elif correct == "pipeline":
+        pipeline.items = corrected(pipeline.items)
+    else:
+        pipeline.items["Target"] = "0"
+    alpha, drawn, counts = fit()
+    only = torch.zeros(dls.c)
+    only[list(dls.vocab).index("0")] = 1
+    assert counts.tolist() == (n * only).tolist() and torch.equal(drawn, only)
+    assert alpha == 0.25  # of Ω near 1 the most that ranking takes
+    assert (dls.train.sampler.repeats() == 1).all() and len(dls.train) == n // 8
 
 
-@pytest.mark.parametrize("n", [50, 25_000])
-def test_what_the_first_item_costs_is_not_what_each_does(monkeypatch, n):
-    found, _ = Clock(monkeypatch).counts(n, lambda i: {"cpu": 1.0, "wait": 9.0} if i == 0 else {"cpu": 1e-5})
-    assert found.sum() == n
+def test_a_getter_runs_once_for_each_item_and_the_encoding_once_for_each_value():
+    calls = {"get": 0, "encode": 0}
+
+    class Encode(Categorize):
+        def encodes(self, o):
+            calls["encode"] += 1
+            return super().encodes(o)
+
+    def get(i):
+        calls["get"] += 1
+        return ONE[i]
+
+    sets = Datasets(range(40), [[fail], [get, Encode(vocab=list("abcd"))]], do_setup=False)
+    assert read_labels(sets).shape == (40, 4)
+    assert calls == {"get": 40, "encode": len(set(ONE))}
 
 
-def test_a_late_start_of_opening_is_noticed(monkeypatch):
-    found, calls = Clock(monkeypatch).counts(25_000, lambda i: {"wait": 0.02 if i >= 100 else 0})
-    assert found is None and calls < 150
+def test_many_items_are_asked_with_a_bar_in_one_process_of_several(monkeypatch, capsys):
+    monkeypatch.setattr(labels, "_MANY", 30)
+    sets = opened(FRAME, CategoryBlock, ColReader("one"))
+    read_labels(sets.train)
+    assert "30/30" not in capsys.readouterr().out
+    monkeypatch.setattr(labels, "_MANY", 29)
+    read_labels(sets.train)
+    assert "30/30" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    read_labels(sets.train)
+    assert not capsys.readouterr().out
 
 
-def test_labels_are_read_on_demand_whatever_they_cost(monkeypatch):
-    clock = Clock(monkeypatch)
-    train = opened(range(60), CategoryBlock(vocab=["a"]), lambda i: clock.spend(wait=1.0) or "a", n=60).subset(0)
-    assert read_labels(train) is None and read_labels(train, open_images=True).shape == (50, 1)
-    assert read_labels(train) is None  # what was read on demand is not taken for cheap
-
-
-def test_read_once_and_again_where_changed():
-    calls = []
-
-    def get(r):
-        calls.append(1)
-        return r["one"]
-
-    frame = FRAME.copy()
-    train = opened(frame, CategoryBlock, get).subset(0)
-    first = label_counts(train)
-    n = len(calls)
-    assert read_labels(train) is read_labels(train) and len(calls) == n
-    items = train.tls[-1].items
-    items.loc[items.index[0], "one"] = "b"
-    changed = label_counts(train)
-    assert (changed - first).tolist() == [-1, 1, 0, 0]
-    train.items = train.items[:5]
-    assert label_counts(train).sum() == 5
-
-
-def test_cache_holds_nothing_alive():
-    gc.collect()
-    n = len(labels._known)
-    train = opened(FRAME, CategoryBlock, ColReader("one")).subset(0)
-    read_labels(train)
-    assert len(labels._known) == n + 1
-    del train
-    gc.collect()
-    assert len(labels._known) == n
-
-
-def test_real_labels_in_a_second(shared):
+def test_real_labels(shared):
     df = pd.read_csv(shared / "hpa2018" / "train.csv", dtype=str)
-    for get in (ColReader("Target", label_delim=" "), lambda r: r.Target.split()):
-        sets = opened(df, MultiCategoryBlock(vocab=[str(i) for i in range(28)]), get, n=len(df))
-        train = sets.subset(0)
-        start = time.thread_time()
-        counts = label_counts(train)
-        assert time.thread_time() - start < 1
-        assert counts.tolist() == df["Target"][:-10].str.get_dummies(" ")[list(map(str, range(28)))].sum().tolist()
+    vocab = [str(i) for i in range(28)]
+    truth = df["Target"][10:].str.get_dummies(" ")[vocab].to_numpy(bool)
+    getters = [RowPrefix(shared, "Id"), RowLabels(Annotations.from_frame(df).parser)]
+    for way in ({"getters": getters}, {"get_y": ColReader("Target", label_delim=" ")}):
+        block = DataBlock((TransformBlock, MULTI(vocab=vocab)), splitter=IndexSplitter(range(10)), **way)
+        assert (read_labels(block.datasets(df).train).toarray() == truth).all()
 
 
 def test_a_list_for_a_data_set_does_not_tell():
     items = [(torch.zeros(1), torch.tensor([1.0, 0]))] * 4
-    assert read_labels(items) is None and label_counts(torch.utils.data.DataLoader(items)) is None
+    for source in (items, torch.utils.data.DataLoader(items)):
+        with pytest.warns(UserWarning, match="A list does not tell its labels"):
+            assert label_counts(source) is None

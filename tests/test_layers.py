@@ -10,11 +10,13 @@ import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
-    {"augment", "labels", "task", "hpa", "distributed", "_fastai", "_files", "_checks"},
-    {"mining", "images", "samplers"},
-    {"losses", "evaluate", "data"},
+    {"mining", "augment", "hpa", "distributed", "_fastai", "_files", "_checks"},
+    {"images", "labels", "task", "stem"},
+    {"losses", "samplers"},
+    {"evaluate", "data"},
     {"callback", "predict"},
     {"learner"},
+    {"compare"},
     {"all"},
 )
 FLOOR = {wing: i for i, wings in enumerate(FLOORS) for wing in wings}
@@ -65,6 +67,11 @@ def test_every_form_of_import_is_found(source, modules):
 def test_every_wing_has_a_floor():
     found = {f.relative_to(PACKAGE).with_suffix("").parts[0] for f in PACKAGE.rglob("*.py")} - {"__init__"}
     assert found <= set(FLOOR)
+
+
+def test_the_picture_for_contributors_shows_the_floors():
+    page = (PACKAGE.parent / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [set(re.findall(r"\w+", floor)) for floor in re.findall(r'\["(.*?)"\]', page)] == [*reversed(FLOORS)]
 
 
 def test_one_way_down():

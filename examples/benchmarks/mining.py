@@ -6,8 +6,8 @@
 Prints, in one run:
 
 1. time and peak memory over the batch size, with labels as frequent as in HPA 2018, of `CRL` as published and ranking,
-   eager and compiled; the whole loss, `CRLLoss`; the published term as a Python loop over anchors, in the steps of a 2019
-   article on it but correct (all positives and negatives of the batch in two lists, of which each anchor takes its
+   eager and compiled; the whole loss, `CRLLoss`; the published term as a Python loop over anchors, in the steps of a
+   2019 article on it but correct (all positives and negatives of the batch in two lists, of which each anchor takes its
    label's, sorts them and lays out the grid of its triplets), and as a *lean loop* that does no more than it must; the
    same as dense tensor operations over all anchors x κ x κ triplets; pytorch-metric-learning's all-triplets and
    batch-hard miners with its triplet loss, label by label on the scores (*another loss*: what one would reach for

@@ -19,7 +19,7 @@ from fastai_crl.losses.crl_loss import CRL
 from fastai_crl.mining.mine import minority_classes
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
-SAMPLERS = ("uniform", "repeat factor", "class-aware", "class-aware, ungrouped")
+SAMPLERS = ("uniform", "repeat factor", "class-aware")
 
 
 def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
@@ -33,17 +33,14 @@ def read_labels(csv: str | None) -> tuple[np.ndarray, list[str], str]:
     return y, [str(c) for c in range(len(HPA_COUNTS))], "SYNTHETIC labels, independent, frequencies of HPA 2018"
 
 
-def draw(name: str, y: np.ndarray, bs: int, rho: float, least: int) -> tuple[np.ndarray, float, np.ndarray]:
+def draw(name: str, y: np.ndarray, bs: int, least: int) -> tuple[np.ndarray, float, np.ndarray]:
     """Batches (T, bs) of whole epochs, T >= least; the epoch's length in data sets; draws per sample and epoch (n,)."""
     n = len(y)
     if name == "uniform":
         rng = np.random.default_rng(0)
         epoch, length = (lambda e: rng.permutation(n)), n
     else:
-        if name == "repeat factor":
-            sampler = RepeatFactorSampler(y)
-        else:
-            sampler = ClassAwareSampler(y, bs, rho=rho, group="ungrouped" not in name)
+        sampler = RepeatFactorSampler(y) if name == "repeat factor" else ClassAwareSampler(y)
         epoch, length = sampler.indices, len(sampler)
     whole = max(1, length // bs)
     epochs = [epoch(e) for e in range(-(-least // whole))]
@@ -113,7 +110,7 @@ def main(
     reach, of_set, price, gradient = {}, {}, {}, {}
     for name in SAMPLERS:
         for bs in bs_all:
-            batches, length, draws = draw(name, y, bs, rho, least)
+            batches, length, draws = draw(name, y, bs, least)
             reach[name, bs] = mined_share(y, batches, rho, scope)
             of_set[name, bs] = mined_share(y, batches, rho, "joint", of_set=True)
             rare = draws[y[:, by_count[-1]]]

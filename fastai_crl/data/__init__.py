@@ -1,11 +1,11 @@
 """Labelled multi-channel image sets: csv, splits, fastai's data blocks and loaders, reports on what is wrong."""
 
 from .annotations import Annotations
+from .audit import FolderReport, check
 from .leaks import find_leaks
 from .loaders import HPADataLoaders, MultiChannelBlock, MultiChannelDataLoaders
-from .report import FolderReport, check
 from .splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
-from .stratify import add_folds
+from .stratify import make_folds
 
 __all__ = [
     "Annotations",
@@ -18,7 +18,7 @@ __all__ = [
     "MultiChannelDataLoaders",
     "RandomSplit",
     "StratifiedSplit",
-    "add_folds",
     "check",
     "find_leaks",
+    "make_folds",
 ]

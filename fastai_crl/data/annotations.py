@@ -12,9 +12,8 @@ from scipy import sparse
 from fastai_crl._checks import offenders
 from fastai_crl.hpa import HPA_LABELS
 
-from .csv_file import CsvFile, as_text, read_file, require_none
-from .ids import leading_out, same_files
-from .label_reader import BOOLEAN, LabelReader, number_first, split_labels
+from .csv_file import CsvFile, as_text, leading_out, read_file, require_none, same_files
+from .label_parser import BOOLEAN, LabelParser, number_first, split_labels
 
 
 class Annotations:
@@ -27,7 +26,7 @@ class Annotations:
         id_col: the column of ids.
         ids: the id of each row.
         labels: the labels of each row, a list of lists.
-        reader: the `LabelReader` that reads them.
+        parser: the `LabelParser` that reads them.
         source: the file, or "the table of rows", for errors.
 
     Example:
@@ -37,9 +36,9 @@ class Annotations:
         (['0', '25'], [['25', '0'], ['0'], ['0']])
     """
 
-    def __init__(self, frame: pd.DataFrame, id_col: str, reader: LabelReader, source: str, lines: list[int]):
-        self.frame, self.id_col, self.reader, self.source, self.lines = frame, id_col, reader, source, lines
-        self.ids, self.labels = list(frame[id_col]), reader.all(frame)
+    def __init__(self, frame: pd.DataFrame, id_col: str, parser: LabelParser, source: str, lines: list[int]):
+        self.frame, self.id_col, self.parser, self.source, self.lines = frame, id_col, parser, source, lines
+        self.ids, self.labels = list(frame[id_col]), parser.all(frame)
 
     @classmethod
     def from_csv(
@@ -109,7 +108,7 @@ class Annotations:
             columns = tuple(column(frame, c, "label_col", source) for c in label_col)
             if not columns or len(set(columns)) < len(columns):
                 raise ValueError(f"label_col={list(label_col)} must name at least one column, and none twice.")
-        reader = LabelReader(columns, delim)
+        parser = LabelParser(columns, delim)
         if frame.empty:
             raise ValueError(f"{source.capitalize()} has a header but no rows: it needs one row per image.")
         text = [id_col, columns] if isinstance(columns, str) else [id_col]
@@ -120,7 +119,7 @@ class Annotations:
                 if bad := [repr(as_text(v)) for v, t in values.items() if t not in BOOLEAN]:
                     fix = "A column of a label holds 0 and 1, or False and True."
                     raise ValueError(offenders(f"Values of column {c!r} in {source}", bad, fix))
-        return cls(frame, id_col, reader, source, lines)
+        return cls(frame, id_col, parser, source, lines)
 
     # ---------------------------------------------------------------- what it holds
 
@@ -130,7 +129,7 @@ class Annotations:
     @property
     def single(self) -> bool:
         """Whether each row has exactly one label."""
-        return self.reader.delim is None
+        return self.parser.delim is None
 
     def column(self, name: str | int, arg: str) -> str:
         """Return the name of a column given as argument `arg`; raise ValueError if there is none."""
@@ -140,6 +139,32 @@ class Annotations:
         """Return a column, each image's `what`, as text; raise ValueError naming the ids where it is empty."""
         return filled(self.frame, self.id_col, name, what)
 
+    def join(self, file: str | Path, name: str) -> "Annotations":
+        """Return the same rows with one more column, of another csv, found by id: such as the folds of `make_folds`.
+
+        Args:
+            file: csv with the same column of ids. It may hold other ids, too.
+            name: of the column.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a column that is missing, or there already; an id twice in the file, or missing from it.
+        """
+        csv_file = read_file(Path(file))
+        require_none(csv_file)
+        source = f"csv file {file}"
+        by, name = (column(csv_file.frame, c, arg, source) for c, arg in ((self.id_col, "id_col"), (name, "fold_col")))
+        values = csv_file.frame.set_index(by)[name]
+        if name in self.frame:
+            raise ValueError(f"Column {name!r} is in {self.source} and in {source}: drop one, which is meant?")
+        if twice := list(values.index[values.index.duplicated()].unique()):
+            raise ValueError(offenders(f"Ids that {source} has twice", twice, "Which row is meant? Drop the other."))
+        if lacking := [i for i in self.ids if i not in values.index]:
+            fix = "Every image needs a row there: add them, or write the file anew."
+            raise ValueError(offenders(f"Ids of {self.source} that {source} lacks", lacking, fix))
+        frame = self.frame.assign(**{name: values[self.ids].to_numpy()})
+        return Annotations(frame, self.id_col, self.parser, self.source, self.lines)
+
     def vocab(self, vocab: str | Iterable[Any] | None = None) -> list[str]:
         """Return the vocabulary: `vocab` as text, "hpa" for "0".."27", by default the labels found, numbers in order.
 
@@ -148,8 +173,8 @@ class Annotations:
         """
         found = dict.fromkeys(o for labels in self.labels for o in labels)
         if vocab is None:
-            if not isinstance(self.reader.columns, str):
-                return list(self.reader.columns)
+            if not isinstance(self.parser.columns, str):
+                return list(self.parser.columns)
             if not found:
                 raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
             return sorted(found, key=number_first)
@@ -165,10 +190,10 @@ class Annotations:
         if unknown := sorted(set(found) - set(vocab), key=number_first):
             where = [f"{o!r} (id {self.ids[next(i for i, r in enumerate(self.labels) if o in r)]})" for o in unknown]
             raise ValueError(offenders("Labels that are not in the vocab", where, "Correct the csv or extend vocab=."))
-        if isinstance(self.reader.columns, str) and (
-            never := [repr(o) for o in vocab if split_labels(o, self.reader.delim) != [o]]
+        if isinstance(self.parser.columns, str) and (
+            never := [repr(o) for o in vocab if split_labels(o, self.parser.delim) != [o]]
         ):
-            fix = f"No row can hold them with label_delim={self.reader.delim!r}: pass another."
+            fix = f"No row can hold them with label_delim={self.parser.delim!r}: pass another."
             raise ValueError(offenders("Labels of the vocab that hold the delimiter", never, fix))
         return vocab
 
@@ -196,8 +221,8 @@ class Annotations:
     def broken(self) -> list[int]:
         """Return the rows whose id or labels hold a line break, as where a stray quote makes one row of two."""
         columns = [self.id_col]
-        if isinstance(self.reader.columns, str) and not set("\r\n") & set(self.reader.delim or ""):
-            columns.append(self.reader.columns)
+        if isinstance(self.parser.columns, str) and not set("\r\n") & set(self.parser.delim or ""):
+            columns.append(self.parser.columns)
         return list(np.flatnonzero(np.any([self.frame[c].str.contains(r"[\r\n]") for c in columns], axis=0)))
 
     def require(self) -> None:
@@ -216,18 +241,18 @@ class Annotations:
             return
         if blank := [i for i, labels in zip(self.ids, self.labels, strict=True) if not labels]:
             fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
-            raise ValueError(offenders(f"Empty {self.reader.columns} in {self.source} for the ids", blank, fix))
+            raise ValueError(offenders(f"Empty {self.parser.columns} in {self.source} for the ids", blank, fix))
         if several := [i for i, labels in zip(self.ids, self.labels, strict=True) if len(labels) > 1]:
             fix = "With label_delim=None every image has exactly one label: pass label_delim=' '."
             raise ValueError(offenders(f"Several labels in {self.source} for the ids", several, fix))
 
-    def require_files(self, folder: Path, outside: bool = False) -> None:
-        """Raise ValueError for ids that name one file, or, unless `outside`, a file that is not in `folder`."""
+    def require_files(self, folder: Path) -> None:
+        """Raise ValueError for ids that name one file, or a file that is not in `folder`."""
         if same := [" and ".join(map(repr, ids)) for ids in same_files(self.ids, folder)]:
             fix = "Every image must occur once: merge or drop the extra rows."
             raise ValueError(offenders(f"Ids of {self.source} that name one file", same, fix))
-        if not outside and (bad := leading_out(self.ids, folder)):
-            fix = "Correct them, or pass ids_outside=True if that is meant."
+        if bad := leading_out(self.ids, folder):
+            fix = "Correct them, or pass as folder= the one that holds all images."
             raise ValueError(offenders(f"Ids of {self.source} that lead out of {folder}", bad, fix))
 
 

@@ -1,10 +1,11 @@
-"""A csv file, every value as its text: what does not fit the header, the separator or the encoding is named by line."""
+"""A csv file, every value as its text: what does not fit is named by line; and which of its ids name the same file."""
 
 import csv
 import io
 import os
 import re
-import stat
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from fastai_crl._checks import offenders
-from fastai_crl._files import replace_file
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,6 @@ class CsvFile:
     frame: pd.DataFrame
     lines: list[int]
     faults: list[Fault]
-
-    def write_with(self, fname: Path, column: str, values: list[Any]) -> None:
-        """Write the file's own text to `fname` with one more column at the end; mode, BOM and line ends are kept."""
-        raw = self.file.read_bytes()
-        bom = b"\xef\xbb\xbf" if raw.startswith(b"\xef\xbb\xbf") else b""
-        text = raw[len(bom) :].decode()
-        pieces = _lines(text)
-        top = next(i for i, line in enumerate(pieces, 1) if line.strip("\r\n"))
-        added = {top: column} | dict(zip(self.lines, map(str, values), strict=True))
-        starts = sorted(added)
-        last = {start: end - 1 for start, end in zip(starts, [*starts[1:], len(pieces) + 1], strict=True)}
-        for start in starts:
-            at = last[start] - 1
-            while at >= start and not pieces[at].strip("\r\n"):
-                at -= 1  # blank lines at the end belong to no row
-            body = pieces[at].rstrip("\r\n")
-            pieces[at] = f"{body},{_quoted(added[start])}{pieces[at][len(body) :]}"
-        mode = stat.S_IMODE(os.stat(fname if fname.exists() else self.file).st_mode)
-        replace_file(fname, lambda f: f.write(bom + "".join(pieces).encode()), mode=mode)
-
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of `text` with their ends, as the csv module counts them."""
-    return list(io.StringIO(text, newline=""))
-
-
-def _quoted(value: str) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow([value])
-    return out.getvalue()
 
 
 def as_text(value: Any) -> str:
@@ -165,3 +135,34 @@ def _decoded(file: Path) -> str:
             f"UTF-8, for instance file.write_text(file.read_text({found!r}), 'utf-8')."
         )
     return text
+
+
+# ---------------------------------------------------------------- ids as names of files
+
+
+def same_files(ids: Sequence[str], folder: Path) -> list[list[str]]:
+    """Return ids that differ but name one file in `folder`: x and ./x, Unicode forms, case where the disk folds it."""
+    folds, base = _folds_case(folder), os.path.abspath(folder)
+    found: dict[str, list[str]] = {}
+    for i in dict.fromkeys(ids):
+        if i.strip():
+            key = unicodedata.normalize("NFC", os.path.normpath(os.path.join(base, i)) if "/" in i else f"{base}/{i}")
+            found.setdefault(key.casefold() if folds else key, []).append(i)
+    return [same for same in found.values() if len(same) > 1]
+
+
+def leading_out(ids: Sequence[str], folder: Path) -> list[str]:
+    """Return the ids of files that are not in `folder` or below it."""
+    base = os.path.abspath(folder)
+    below = os.path.join(base, "")
+    return [i for i in ids if "/" in i and not os.path.normpath(os.path.join(base, i)).startswith(below)]
+
+
+def _folds_case(folder: Path) -> bool:
+    """Whether the disk takes names in other case for the same file."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    name = next((n for n in names if n.swapcase() != n), None)
+    return name is not None and name.swapcase() not in names and (folder / name.swapcase()).exists()

@@ -1,14 +1,10 @@
 """What leaks between training and validation: images on both sides, or nearly, and groups."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from fastai_crl.images.duplicates import check_distance, fingerprints, nearest
-from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import CHANNELS, PATTERN
+from fastai_crl.images.image_set import ImageSet, check_images
 
 from .annotations import column, filled
 from .csv_file import as_text
@@ -17,27 +13,21 @@ from .csv_file import as_text
 def find_leaks(
     train: pd.DataFrame,
     valid: pd.DataFrame,
-    folder: str | Path | None = None,
+    images: ImageSet | None = None,
     group_col: str | None = None,
     id_col: str = "Id",
-    channels: Sequence[str] = CHANNELS,
-    pattern: str = PATTERN,
     max_distance: float = 0.03,
-    bits: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Return what training and validation share: `find_leaks(dls.train_ds.items, dls.valid_ds.items, path/"train")`.
+    """Return what training and validation share: `find_leaks(dls.train_ds.items, dls.valid_ds.items, images)`.
 
     Args:
         train: rows of the training images.
         valid: rows of the validation images.
-        folder: of the images, which are all read; None: only groups are compared.
+        images: where they lie, which are all read; None: only groups are compared.
         group_col: column of groups; None: only pixels are compared.
         id_col: column of the ids.
-        channels: see `duplicate_groups`, like the next four.
-        pattern: see there.
-        max_distance: see there.
-        bits: see there.
+        max_distance: see `duplicate_groups`.
         progress: see there.
 
     Returns:
@@ -48,12 +38,14 @@ def find_leaks(
 
     Raises:
         FileNotFoundError: a missing image.
-        ValueError: neither `folder` nor `group_col`, a missing column, an id without a group, an unreadable image,
+        ValueError: neither `images` nor `group_col`, a missing column, an id without a group, an unreadable image,
             max_distance out of range.
     """
-    if folder is None and group_col is None:
-        raise ValueError("Pass folder=, to compare the images, group_col=, to compare groups, or both.")
+    if images is None and group_col is None:
+        raise ValueError("Pass images=, to compare the images, group_col=, to compare groups, or both.")
     check_distance(max_distance)
+    if images is not None:
+        check_images(images)
     for df in (train, valid):
         for arg, col in (("id_col", id_col), ("group_col", group_col)):
             if col is not None:
@@ -64,8 +56,7 @@ def find_leaks(
         a, b = (filled(df, id_col, group_col, "group") for df in (train, valid))
         firsts = [df[id_col].groupby(g).first() for df, g in ((train, a), (valid, b))]
         leaks += [("group", firsts[1][g], firsts[0][g], g) for g in sorted(set(a) & set(b))]
-    if folder is not None and len(train) and len(valid):
-        images = ImageSet(folder, channels, pattern, bits=bits)
+    if images is not None and len(train) and len(valid):
         a, b = (fingerprints(images, df[id_col], progress) for df in (train, valid))
         where, distance = nearest(b, a)
         for i in np.flatnonzero(distance <= max_distance):

@@ -1,22 +1,26 @@
 """Multi-channel images with labels in fastai's data block API, and the Human Protein Atlas (HPA) in one call."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize
+from fastcore.foundation import L
 from fastcore.meta import delegates
-from PIL import Image
 
 import fastai_crl.images.show  # noqa: F401  (registers how fastai shows such batches and results)
+from fastai_crl.augment import microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS
-from fastai_crl.images.cache import Packed, pack
-from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import CHANNELS, PATTERN
+from fastai_crl.images.cache import pack
+from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.levels import lost_levels
 from fastai_crl.images.open import OpenMultiChannel
+from fastai_crl.images.packed import Packed
 from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
 
 from .annotations import Annotations, make_names
@@ -24,42 +28,25 @@ from .cached_loader import PackedDL
 from .keywords import KEYWORDS, check_keywords
 from .splits import Split, split_by, validation_rows
 from .targets import RowLabels, RowPrefix, target_block
-from .transforms import Stats, check_tfms, make_stats, make_tfms
+from .transforms import Stats, check_tfms, make_stats
 
 
-def MultiChannelBlock(
-    channels: Sequence[str] = CHANNELS,
-    size: int | tuple[int, int] | None = None,
-    pattern: str = PATTERN,
-    resample: int = Image.Resampling.BILINEAR,
-    bits: int | None = None,
-    stretch: float | tuple[float, float] | None = None,
-    cache: Packed | None = None,
-) -> TransformBlock:
-    """Return a `TransformBlock` for multi-channel images in 8- or 16-bit files, for use in a plain `DataBlock`.
+def MultiChannelBlock(images: ImageSet, cache: Packed | None = None) -> TransformBlock:
+    """Return a `TransformBlock` for multi-channel images, for use in a plain `DataBlock`.
 
-    An item is a path prefix folder/id (str or Path); its files are folder/`pattern`, with {id} and {channel} filled
-    in: one per channel or, for a pattern such as "{id}.tif", one for all. Items become uint8 `TensorMultiChannel`
-    (C,H,W), batches float 0..1.
+    An item is a path prefix folder/id (str or Path), of any folder. Items become uint8 `TensorMultiChannel` (C,H,W),
+    batches float 0..1.
 
     Args:
-        channels: see `ImageSet`, like all but `cache`.
-        size: see there; fastai's item transform `Resize` does nothing to a tensor.
-        pattern: see there.
-        resample: see there.
-        bits: see there.
-        stretch: see there.
-        cache: what `pack` returned for the same arguments: images come from it, whole batches at a time.
+        images: how the files are named and read. Its `size` is that of the images: fastai's item transform `Resize`
+            does nothing to a tensor.
+        cache: what `pack` returned for the same images: they come from it, whole batches at a time.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: what is no `ImageSet`.
     """
-    return _block(OpenMultiChannel(channels, size, pattern, resample, bits, stretch, cache))
-
-
-def _block(reader: OpenMultiChannel) -> TransformBlock:
-    loader = {} if reader.cache is None else {"dl_type": PackedDL, "dls_kwargs": {"sampler": None}}
-    return TransformBlock(type_tfms=reader, batch_tfms=IntToFloatTensor, **loader)
+    loader = {} if cache is None else {"dl_type": PackedDL}
+    return TransformBlock(type_tfms=OpenMultiChannel(images, cache), batch_tfms=IntToFloatTensor, **loader)
 
 
 class MultiChannelDataLoaders(DataLoaders):
@@ -78,16 +65,15 @@ class MultiChannelDataLoaders(DataLoaders):
         images: ImageSet | None = None,
         annotations: Annotations | None = None,
         split: Split | Callable[[Any], Any] | None = None,
+        folds: str | Path | None = None,
         vocab: str | Iterable[Any] | None = None,
         label_names: str | Mapping[Any, str] | Sequence[str] | None = None,
         stats: str | Stats | None = "data",
-        crop: int | None = None,
         item_tfms: Any = None,
         batch_tfms: Any = None,
         sampler: str | Sampler | SamplerFactory | None = None,
         cache: bool | str | Path = False,
         check: bool = True,
-        ids_outside: bool = False,
         seed: int | None = 42,
         **kwargs: Any,
     ) -> "MultiChannelDataLoaders":
@@ -98,11 +84,12 @@ class MultiChannelDataLoaders(DataLoaders):
         `learn.predict` take path prefixes folder/id (`image_ids` lists them) or rows of a DataFrame; `dls.channels`
         are the channel names. Three values say what is loaded; each is given, or made of its keywords, not both:
 
-        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `stretch`, `resample`.
+        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `stretch`.
         - `annotations`, an `Annotations`: `csv_fname`, `id_col`, `label_col`, `label_delim`.
         - `split`, such as `StratifiedSplit()`: `valid_pct` (a share of the images, 0.2; 0 trains on all), `seed`,
           `group_col` (groups stay on one side, and valid_pct is a share of them), `stratify` (the share is one of each
-          label's images), `valid_col` (a boolean column marks the validation rows), `fold_col` and `fold`.
+          label's images), `valid_col` (a boolean column marks the validation rows), `fold` (the rows of one fold), with
+          `folds` (a csv of its own, as `make_folds` writes it) or `fold_col` (a column).
 
         Args:
             path: folder of the data set.
@@ -114,26 +101,25 @@ class MultiChannelDataLoaders(DataLoaders):
             annotations: in place of its keywords.
             split: in place of its keywords: an object with a method `rows(annotations)` that gives the positions of the
                 validation rows, or a splitter of fastai.
+            folds: csv below `path` with the fold of each id, joined to the annotations by id.
             vocab: all labels in their order; "hpa" for "0".."27"; by default those found in the csv, numbers in order.
             label_names: what pictures show instead of the labels: a mapping from label to name, a list in the order of
                 the vocab, or "hpa" (the names of its labels "0".."27", where there are no others).
             stats: mean and standard deviation for `Normalize`, intensities in 0..1: "data" (measured on up to 512
                 training images), "hpa", "imagenet", (mean, std) or None for no normalisation.
-            crop: training on a random resized crop (a place of its own in each image, from 8 % of its area up) and the
-                eight flips and quarter turns, validation on the central crop; for instance size=256, crop=224.
             item_tfms: as in fastai.
             batch_tfms: in place of the default augmentation, `microscopy_transforms()` (flips and quarter turns, up to
                 10 degrees and 10 % of rotation and zoom, up to 10 % of intensity in each channel); [] for none.
-                Normalisation is added after it.
-            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (as many
-                labels as fit have two positives in each batch), "repeat_factor" (images of rare labels come more
-                often), an iterable of indices with a length, or a class or function that returns one, drawn with
-                `seed` if it takes one. An epoch is then longer.
+                Normalisation is added after it. For crops see `RandomCropBatch`.
+            sampler: how training batches are drawn, as `with_sampler` takes it: None (shuffled), "class_aware" (all
+                labels equally often), "repeat_factor" (images of rare labels more often, in a longer epoch), an
+                iterable of indices with a length, or a class or function that returns one, drawn with `seed` if it
+                takes one.
             cache: True decodes and resizes all images once into path/.cache (or another folder, if given) and takes
                 batches from there; later calls use what is there, as long as the files have not changed. No workers are
                 then started unless num_workers= or item_tfms= asks for them. See `pack`.
-            check: check the files before training (see `check_folder`).
-            ids_outside: take ids that lead out of the folder, such as "../other/a".
+            check: check the files before training (see `check_folder`), and warn where a sample of 32 images shows that
+                16-bit files use a small part of their range.
             seed: of the split, the sampler, and the images measured for `stats`. Beside `split` it is the sampler's.
             **kwargs: the other keywords above, and those of fastai's loaders, with val_ before them of the validation
                 loader alone.
@@ -151,33 +137,39 @@ class MultiChannelDataLoaders(DataLoaders):
         given = {name: {k: kwargs.pop(k) for k in keys if k in kwargs} for name, keys in KEYWORDS.items()}
         if images is None:
             images = ImageSet(path / folder, size=size, **given["images"])
-        split = split_by(seed=seed, **given["split"]) if split is None else split
-        channels = images.channels
+        channels = check_images(images).channels
+        if split is None:
+            split = split_by(seed=seed, folds=None if folds is None else path / folds, **given["split"])
         check_tfms(item_tfms, batch_tfms, len(channels))
-        aug = make_tfms(batch_tfms, crop, images.size)
+        aug = microscopy_transforms() if batch_tfms is None else list(L(batch_tfms))
         if annotations is None:
             annotations = Annotations.from_csv(path / csv_fname, **given["annotations"])
-        annotations.require_files(images.folder, ids_outside)
+        if not isinstance(annotations, Annotations):
+            fix = "pass Annotations.from_csv(file) or Annotations.from_frame(table)"
+            raise ValueError(f"annotations= takes an Annotations, not a {type(annotations).__name__}: {fix}.")
+        annotations.require_files(images.folder)
         vocab = annotations.vocab(vocab)
         target = target_block(vocab, make_names(label_names, vocab), not annotations.single)
         splitter = IndexSplitter(validation_rows(split, annotations))
         if check:
             images.check(annotations.ids, same_size=images.size is None)
-        reader = OpenMultiChannel.of(images)
+            for channel, lost in lost_levels(images, annotations.ids).items():
+                warnings.warn(f"Channel {channel} in {images.folder}: {lost}.", stacklevel=3)
+        packed = None
         if cache:
-            place = path / ".cache" if cache is True else cache
-            reader.cache = pack(images, ids=annotations.ids, cache=place, check=False)
+            packed = pack(images, annotations.ids, path / ".cache" if cache is True else cache, check=False)
             if item_tfms is None:
                 kwargs.setdefault("num_workers", 0)  # starting workers takes longer than what they would do
         train = list(splitter(annotations.frame)[0])
         if stats is not None:
             prefixes = [images.folder / annotations.ids[i] for i in train]
-            aug.append(Normalize.from_stats(*make_stats(stats, channels, prefixes, reader, seed)))
+            found = make_stats(stats, channels, prefixes, OpenMultiChannel(images, packed), seed)
+            aug.append(Normalize.from_stats(*found))
         if len(train) < bs:
             kwargs.setdefault("drop_last", False)
         dblock = DataBlock(
-            blocks=(_block(reader), target),
-            getters=[RowPrefix(images.folder, annotations.id_col), RowLabels(annotations.reader)],
+            blocks=(MultiChannelBlock(images, packed), target),
+            getters=[RowPrefix(images.folder, annotations.id_col), RowLabels(annotations.parser)],
             splitter=splitter,
             item_tfms=item_tfms,
             batch_tfms=aug,
@@ -187,7 +179,29 @@ class MultiChannelDataLoaders(DataLoaders):
         if sampler is None:
             return dls
         options = {"seed": random.randrange(2**32) if seed is None else seed} if takes(sampler, "seed") else {}
-        return with_sampler(dls, sampler, annotations.targets(vocab)[train], **options)
+        return with_sampler(dls, sampler, **options)
+
+    @classmethod
+    def from_df(
+        cls,
+        df: pd.DataFrame,
+        path: str | Path = ".",
+        id_col: str | int = "Id",
+        label_col: str | int | Sequence[str | int] = "Target",
+        label_delim: str | None = " ",
+        **kwargs: Any,
+    ) -> "MultiChannelDataLoaders":
+        """Return loaders as `from_csv` does, of rows that are in a table already.
+
+        Args:
+            df: the rows, see `Annotations.from_frame`; also for what a plain `pd.read_csv` loses.
+            path: folder of the data set.
+            id_col: see there, like the next two.
+            label_col: see there.
+            label_delim: see there.
+            **kwargs: as for `from_csv`.
+        """
+        return cls.from_csv(path, annotations=Annotations.from_frame(df, id_col, label_col, label_delim), **kwargs)
 
 
 class HPADataLoaders(MultiChannelDataLoaders):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from fastai_crl._checks import offenders
 
 from .annotations import Annotations
-from .label_reader import BOOLEAN, number_first
+from .label_parser import BOOLEAN, number_first
 from .stratify import stratify
 
 
@@ -159,9 +160,11 @@ class FoldSplit:
     """One fold for validation, the others for training.
 
     Args:
-        fold_col: column of folds, see `add_folds`.
+        fold_col: column of folds.
         fold: the one to validate on.
         group_col: column of groups; one on both sides is an error.
+        folds: csv that holds the column, with the fold of each id, as `make_folds` writes it. Default: the annotations
+            hold it.
 
     Example:
         >>> rows = pd.DataFrame({"Id": list("abc"), "Target": list("010"), "fold": [0, 1, 2]})
@@ -172,14 +175,18 @@ class FoldSplit:
     fold_col: str = "fold"
     fold: int | str = 0
     group_col: str | None = None
+    folds: str | Path | None = None
 
     def rows(self, annotations: Annotations) -> list[int]:
         """Return the positions of the validation rows.
 
         Raises:
+            FileNotFoundError: no such csv of folds.
             ValueError: a missing column, an id without a fold or group, a fold that does not occur, a group on both
                 sides.
         """
+        if self.folds is not None:
+            annotations = annotations.join(self.folds, self.fold_col)
         folds = annotations.filled(annotations.column(self.fold_col, "fold_col"), "fold")
         if not (chosen := (folds == str(self.fold)).to_numpy()).any():
             known = ", ".join(sorted(folds.unique(), key=number_first)[:20])
@@ -195,26 +202,29 @@ def split_by(
     stratify: bool = False,
     fold_col: str | None = None,
     fold: int | str | None = None,
+    folds: str | Path | None = None,
 ) -> Split:
     """Return the split that the keywords of `from_csv` describe; see the classes for their meaning.
 
-    Without a column that fixes the split a fifth of the rows validates, with `fold_col` fold 0, unless told otherwise.
+    Without a column that fixes the split a fifth of the rows validates, with folds the first, unless told otherwise.
 
     Raises:
         ValueError: keywords that exclude each other, or a share out of range.
     """
+    if folds is not None and fold_col is None:
+        fold_col = "fold"
     if valid_col is not None and fold_col is not None:
-        raise ValueError("Pass valid_col or fold_col, not both: each of them fixes the split.")
+        raise ValueError("Pass valid_col or folds (fold_col), not both: each of them fixes the split.")
     if stratify and (fixed := valid_col or fold_col):
         raise ValueError(f"stratify=True draws a split, but column {fixed!r} fixes it: pass one of them.")
     if valid_pct is not None and (fixed := valid_col or fold_col):
         raise ValueError(f"valid_pct={valid_pct!r} is of a drawn split, but column {fixed!r} fixes it: leave it out.")
     if fold is not None and fold_col is None:
-        raise ValueError(f"fold={fold!r} needs fold_col=, the column of the folds.")
+        raise ValueError(f"fold={fold!r} needs folds=, the csv of the folds, or fold_col=, a column of them.")
     if valid_col is not None:
         return ColumnSplit(valid_col, group_col)
     if fold_col is not None:
-        return FoldSplit(fold_col, 0 if fold is None else fold, group_col)
+        return FoldSplit(fold_col, 0 if fold is None else fold, group_col, folds)
     valid_pct = 0.2 if valid_pct is None else valid_pct
     if stratify:
         return StratifiedSplit(valid_pct, seed, group_col)

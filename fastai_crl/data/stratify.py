@@ -11,7 +11,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from fastai_crl._files import replace_file
 from fastai_crl.images.duplicates import duplicate_groups
-from fastai_crl.images.layout import CHANNELS, PATTERN
+from fastai_crl.images.image_set import ImageSet
 
 from .annotations import Annotations
 from .csv_file import read_file
@@ -55,74 +55,54 @@ def _fill_sides(counts: np.ndarray, parts: np.ndarray) -> None:
             parts[min(movable, key=lambda g: size[g])] = 1 - side
 
 
-def add_folds(
-    csv: str | Path | pd.DataFrame,
+def make_folds(
+    annotations: Annotations,
     n_folds: int = 5,
-    group_col: str | None = None,
-    folder: str | Path | None = None,
     fname: str | Path | None = None,
-    seed: int | None = 42,
-    fold_col: str = "fold",
-    id_col: str | int = "Id",
-    label_col: str | int | Sequence[str | int] = "Target",
-    label_delim: str | None = " ",
-    channels: Sequence[str] = CHANNELS,
-    pattern: str = PATTERN,
+    group_col: str | None = None,
+    images: ImageSet | None = None,
     max_distance: float = 0.03,
-    bits: int | None = None,
+    seed: int | None = 42,
 ) -> pd.DataFrame:
-    """Return the rows of `csv`, a file or DataFrame, with a column `fold_col`: 0 to n_folds-1, stratified by label.
+    """Return the fold of each image, 0 to n_folds-1, stratified by label: a table of two columns, the ids and "fold".
 
     Every fold holds about 1/n_folds of the images of each label, one or several per image, as near as whole groups
-    allow; a label in fewer images than folds is missing from some. `HPADataLoaders.from_csv(path, fold_col="fold",
-    fold=0)` trains on the others. `Annotations.from_csv(fname).table(by="fold")` shows the counts.
+    allow; a label in fewer images than folds is missing from some. `from_csv(path, folds="folds.csv", fold=0)` trains
+    on the others. `annotations.join(fname, "fold").table("fold")` shows the counts.
 
     Args:
-        csv: file or rows.
+        annotations: ids and labels, such as `Annotations.from_csv(path / "train.csv")`.
         n_folds: how many.
+        fname: csv to write, at once or not at all. Default: none.
         group_col: column of groups that stay in one fold.
-        folder: the images; with it duplicates and near-duplicates stay in one fold too, along with their groups. Every
-            file is read.
-        fname: csv to write, at once or not at all; may be `csv` itself. Of a file every line stays as it is, with its
-            fold at the end; mode, BOM and line ends are kept. Default: none.
+        images: with them duplicates and near-duplicates stay in one fold too, along with their groups. Every file is
+            read.
+        max_distance: of near-duplicates, see `duplicate_groups`.
         seed: of the draw.
-        fold_col: name of the new column.
-        id_col: as for `Annotations.from_csv`, like the next two.
-        label_col: see there.
-        label_delim: see there.
-        channels: of the images, as for `duplicate_groups`, like the next three.
-        pattern: see there.
-        max_distance: see there.
-        bits: see there.
 
     Raises:
-        FileNotFoundError: a missing csv or image.
-        ValueError: fewer than 2 or more folds than groups, a column `fold_col` that exists already, a missing column,
-            an id without a group, and all that `Annotations.from_csv` finds.
+        FileNotFoundError: a missing image.
+        ValueError: fewer than 2 or more folds than groups, a missing column, an id without a group, what
+            `duplicate_groups` finds; `fname` is a file of other columns, which would be lost.
+        OSError: `fname` cannot be written.
     """
-    csv_file = None if isinstance(csv, pd.DataFrame) else read_file(Path(csv))
-    if csv_file is None:
-        rows, df = Annotations.from_frame(csv, id_col, label_col, label_delim), csv.copy()
-    else:
-        rows = Annotations.of_file(csv_file, id_col, label_col, label_delim)
-        df = rows.frame.copy()
-    if fold_col in df:
-        raise ValueError(f"The csv has a column {fold_col!r} already: drop it or pass another fold_col.")
-    groups = np.arange(len(df))
+    ids, groups = annotations.ids, np.arange(len(annotations))
     if group_col is not None:
-        groups = pd.factorize(rows.filled(rows.column(group_col, "group_col"), "group"))[0]
-    if folder is not None:
-        groups = _join(groups, duplicate_groups(folder, rows.ids, channels, pattern, max_distance, bits).to_numpy())
+        groups = pd.factorize(annotations.filled(annotations.column(group_col, "group_col"), "group"))[0]
+    if images is not None:
+        groups = _join(groups, duplicate_groups(images, ids, max_distance).to_numpy())
     if isinstance(n_folds, bool) or n_folds != int(n_folds) or not 2 <= n_folds <= len(set(groups)):
-        n = f"{len(df)} images in {len(set(groups))} groups"
+        n = f"{len(ids)} images in {len(set(groups))} groups"
         raise ValueError(f"n_folds={n_folds} must be a whole number, at least 2 and at most the groups: there are {n}.")
     n_folds = int(n_folds)
-    df[fold_col] = stratify(rows.labels, groups, [1 / n_folds] * n_folds, seed)
-    if fname is not None and csv_file is not None:
-        csv_file.write_with(Path(fname), fold_col, df[fold_col].tolist())
-    elif fname is not None:
-        replace_file(Path(fname), lambda f: df.to_csv(f, mode="wb", index=False))
-    return df
+    folds = stratify(annotations.labels, groups, [1 / n_folds] * n_folds, seed)
+    table = pd.DataFrame({annotations.id_col: ids, "fold": folds})
+    if fname is not None:
+        if Path(fname).exists() and (there := list(read_file(Path(fname)).frame)) != list(table):
+            what = f"fname={str(fname)!r} is a csv of {', '.join(there)}, which would be lost"
+            raise ValueError(f"{what}: folds are a file of their own, give another name, such as folds.csv.")
+        replace_file(Path(fname), lambda f: table.to_csv(f, mode="wb", index=False))
+    return table
 
 
 def _join(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiC
 from fasttransform import Transform
 
 from .csv_file import as_text
-from .label_reader import LabelReader
+from .label_parser import LabelParser
 
 
 class RowPrefix(Transform):
@@ -24,17 +24,27 @@ class RowPrefix(Transform):
     def encodes(self, o: pd.Series):
         return Path(self.folder) / as_text(o[self.id_col])
 
+    def of_rows(self, rows: pd.DataFrame) -> list[Path]:
+        """Return what it makes of each row, at once."""
+        folder = Path(self.folder)
+        return [folder / as_text(o) for o in rows[self.id_col]]
+
 
 class RowLabels(Transform):
     """From a row of the csv to its list of labels, or to its one label where each row has exactly one."""
 
-    def __init__(self, reader: LabelReader):
+    def __init__(self, parser: LabelParser):
         super().__init__()
-        self.reader = reader
+        self.parser = parser
 
     def encodes(self, o: pd.Series):
-        labels = self.reader(o)
-        return labels[0] if self.reader.delim is None else labels
+        labels = self.parser(o)
+        return labels[0] if self.parser.delim is None else labels
+
+    def of_rows(self, rows: pd.DataFrame) -> list[Any]:
+        """Return what it makes of each row, at once."""
+        labels = self.parser.all(rows)
+        return [one for one, *_ in labels] if self.parser.delim is None else labels
 
 
 class _NamedCategory(Category):

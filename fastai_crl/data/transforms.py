@@ -1,4 +1,4 @@
-"""What is done to batches of multi-channel images: statistics for normalising, default augmentation, checks of it."""
+"""What is done to batches of multi-channel images: statistics for normalising, checks of augmentation."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +18,8 @@ from fastai.vision.augment import (
 )
 from fastai.vision.core import imagenet_stats
 from fastcore.foundation import L
-from fasttransform import Transform
 
-from fastai_crl._checks import check_size, offenders
-from fastai_crl.augment import RandomCropBatch, RandomD4, microscopy_transforms
+from fastai_crl._checks import offenders
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
 from fastai_crl.images.open import OpenMultiChannel
 
@@ -29,9 +27,9 @@ Stats = tuple[Sequence[float], Sequence[float]]
 
 
 def make_stats(
-    stats: Any, channels: tuple[str, ...], prefixes: list[Path], reader: OpenMultiChannel, seed: int | None
+    stats: Any, channels: tuple[str, ...], prefixes: list[Path], opener: OpenMultiChannel, seed: int | None
 ) -> Stats:
-    """Return mean and standard deviation per channel, for intensities in 0..1 of the images that `reader` opens."""
+    """Return mean and standard deviation per channel, for intensities in 0..1 of the images that `opener` opens."""
     if isinstance(stats, str):
         if stats == "hpa":
             if unknown := [c for c in channels if c not in HPA_CHANNELS]:
@@ -42,7 +40,7 @@ def make_stats(
         if stats == "imagenet":
             stats = imagenet_stats
         elif stats == "data":
-            return _measure(prefixes, reader, seed)
+            return _measure(prefixes, opener, seed)
         else:
             raise ValueError(f"stats={stats!r} must be 'hpa', 'imagenet', 'data', (mean, std) or None.")
     mean, std = ([float(v) for v in s] for s in stats)
@@ -54,12 +52,12 @@ def make_stats(
     return mean, std
 
 
-def _measure(prefixes: list[Path], reader: OpenMultiChannel, seed: int | None, n: int = 512) -> Stats:
+def _measure(prefixes: list[Path], opener: OpenMultiChannel, seed: int | None, n: int = 512) -> Stats:
     """Return mean and standard deviation over all pixels of at most `n` images, drawn with `seed`."""
     picked = np.random.default_rng(0 if seed is None else seed).permutation(len(prefixes))[:n]
 
     def moments(i: int) -> np.ndarray:
-        x = reader(prefixes[i]).numpy().reshape(len(reader.channels), -1) / 255.0
+        x = opener(prefixes[i]).numpy().reshape(len(opener.channels), -1) / 255.0
         return np.stack([np.full(len(x), x.shape[1]), x.sum(1), (x * x).sum(1)])
 
     with ThreadPoolExecutor() as pool:
@@ -69,17 +67,6 @@ def _measure(prefixes: list[Path], reader: OpenMultiChannel, seed: int | None, n
     return mean.tolist(), np.sqrt(np.maximum(square / count - mean**2, 1e-6)).tolist()
 
 
-def make_tfms(batch_tfms: Any, crop: int | None, size: int | tuple[int, int] | None) -> list[Transform]:
-    """Return crop and augmentation; `batch_tfms`, if given, takes the place of the augmentation."""
-    if crop is None:
-        return microscopy_transforms() if batch_tfms is None else list(L(batch_tfms))
-    crop, whole = check_size(crop, "crop"), check_size(size)
-    if whole is None or len({*crop}) > 1 or len({*whole}) > 1 or crop > whole:
-        raise ValueError(f"crop={crop[0]} needs a square size of at least {crop[0]}, got size={size}.")
-    # Inception's range of areas, as fastai has it.
-    return [RandomCropBatch(crop, scale=(0.08, 1.0)), *([RandomD4()] if batch_tfms is None else L(batch_tfms))]
-
-
 def check_tfms(item_tfms: Any, batch_tfms: Any, n_channels: int) -> None:
     """Raise ValueError for transforms that would do nothing to such images, or cannot work on them."""
     for t in L(item_tfms):
@@ -87,7 +74,7 @@ def check_tfms(item_tfms: Any, batch_tfms: Any, n_channels: int) -> None:
         if issubclass(kind, (Resize, CropPad, RandomResizedCrop, RatioResize, FlipItem, DihedralItem)):
             raise ValueError(
                 f"item_tfms: {kind.__name__} works on pictures and would do nothing to a tensor of {n_channels} "
-                "channels: use size= and crop= for the size, batch_tfms= for augmentation."
+                "channels: use size= for the size, batch_tfms= for augmentation and crops."
             )
     for t in L(batch_tfms):
         if n_channels != 3 and isinstance(t, (HSVTfm, Saturation)):

@@ -1,9 +1,8 @@
 """Images that occur twice: fingerprints of their pixels, exact and perceptual, and the groups these make."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,11 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .image_set import ImageSet
-from .layout import CHANNELS, PATTERN
+from .image_set import ImageSet, check_images
 
 _ROWS = 1024  # images compared at a time with all others: bounds the memory
 
-# A digest of the pixels and a perceptual hash, per image: n digests, bits (n, 64 per channel) bool.
+# A digest of the pixels and a perceptual hash, per image: n digests, hashes (n, 64 per channel) bool.
 Fingerprints = tuple[list[bytes], np.ndarray]
 
 
@@ -59,9 +57,9 @@ def fingerprints(images: ImageSet, ids: Iterable[str], progress: bool = True) ->
     return [d for d, _ in found], np.array([b for _, b in found], bool).reshape(len(ids), 64 * len(images.channels))
 
 
-def _signs(bits: np.ndarray) -> np.ndarray:
+def _signs(hashes: np.ndarray) -> np.ndarray:
     # Of two rows of ±1, width − product is twice the number of bits that differ: matrix products compare all pairs.
-    return np.where(bits, np.float32(1), np.float32(-1))
+    return np.where(hashes, np.float32(1), np.float32(-1))
 
 
 def cluster(prints: Fingerprints, max_distance: float = 0.03) -> np.ndarray:
@@ -106,36 +104,26 @@ def nearest(prints: Fingerprints, among: Fingerprints) -> tuple[np.ndarray, np.n
 
 
 def duplicate_groups(
-    folder: str | Path | ImageSet,
-    ids: Iterable[str],
-    channels: Sequence[str] = CHANNELS,
-    pattern: str = PATTERN,
-    max_distance: float = 0.03,
-    bits: int | None = None,
-    progress: bool = True,
+    images: ImageSet, ids: Iterable[str] | None = None, max_distance: float = 0.03, progress: bool = True
 ) -> pd.Series:
-    """Return a group number for each of `ids`, indexed by id: images with equal or nearly equal pixels share theirs.
+    """Return a group number for each image, indexed by id: those with equal or nearly equal pixels share theirs.
 
     Every file is read. The perceptual hash (ImageHash's `phash`, per channel) sees through noise, compression, mild
     changes of brightness and size; not through turns, flips, or crops.
 
     Args:
-        folder: of the images, or an `ImageSet`, which says all that `channels`, `pattern` and `bits` do.
-        ids: of the images.
-        channels: see `ImageSet`.
-        pattern: see `ImageSet`.
+        images: where they lie and how they are read, at the size of their files.
+        ids: of the images to compare; by default all in the folder.
         max_distance: largest share of the hash's bits that differ, 0 to below 0.5. 0.03 is 7 of the 256 bits of four
             channels; different single cells of the Human Protein Atlas differ in 22 or more, the same one compressed
             or with noise in up to 6.
-        bits: see `ImageSet`.
         progress: show a progress bar.
 
     Raises:
         FileNotFoundError: a missing file.
-        ValueError: an unreadable one, or max_distance out of range.
+        ValueError: an unreadable one, what is no `ImageSet`, or max_distance out of range.
     """
     check_distance(max_distance)
-    ids = list(ids)
-    images = folder if isinstance(folder, ImageSet) else ImageSet(folder, channels, pattern, bits=bits)
+    ids = list(check_images(images).ids() if ids is None else ids)
     groups = cluster(fingerprints(images, ids, progress), max_distance)
     return pd.Series(groups, index=pd.Index(ids, name="id"), name="group")

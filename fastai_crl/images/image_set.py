@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
-from PIL import Image
 
-from fastai_crl._checks import check_size, offenders, whole_number
+from fastai_crl._checks import check_size, offenders
 
 from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
 from .readers import check_intensity, header, read_planes
@@ -41,7 +40,6 @@ class ImageSet:
         pattern: name of the files, with {id} and {channel}.
         size: (height, width), or one number for a square, to which each channel is resized on its own as it is read;
             None keeps the size of the files.
-        resample: how, one of `PIL.Image.Resampling`.
         bits: depth of the data in 16-bit files, 9 to 16; None: the files' own.
         stretch: percentiles (lo, hi), or one number p for (100-p, p), that become 0 and 255 in each channel of each
             image; None: true brightness.
@@ -54,19 +52,15 @@ class ImageSet:
     channels: Sequence[str] = CHANNELS
     pattern: str = PATTERN
     size: Size | None = None
-    resample: int = Image.Resampling.BILINEAR
     bits: int | None = None
     stretch: float | tuple[float, float] | None = None
 
     def __post_init__(self):
         channels = check_channels(self.channels)
         check_pattern(channels, self.pattern)
-        ways = ", ".join(f"{r.value} {r.name.lower()}" for r in Image.Resampling)
-        resample = whole_number("resample", self.resample, 0, f"give one of {ways}", max(Image.Resampling))
         bits, stretch = check_intensity(self.bits, self.stretch)
         checked = {"folder": Path(self.folder), "channels": channels, "size": check_size(self.size)}
-        checked |= {"resample": resample, "bits": bits, "stretch": stretch}
-        for name, value in checked.items():
+        for name, value in (checked | {"bits": bits, "stretch": stretch}).items():
             object.__setattr__(self, name, value)
 
     def with_(self, **changes: Any) -> "ImageSet":
@@ -109,12 +103,17 @@ class ImageSet:
                 f"No file in {self.folder} fits pattern={self.pattern!r} with channels {', '.join(self.channels)}; it "
                 f"holds for instance {min(names)}. Pass the right pattern and channels, or subfolders=True."
             )
-        self._require([f for i in ids for f in self._names(i)], names)
+        self._require([f for i in ids for f in self.names(i)], names)
         return L(ids)
+
+    def names(self, id_: str | Path) -> list[str]:
+        """Return the files of one image as paths below the folder: text, as this runs a hundred thousand times."""
+        folder, name = os.path.split(id_)
+        return [os.path.join(folder, f) for f in file_names(name, self.channels, self.pattern)]
 
     def files(self, id_: str | Path) -> list[Path]:
         """Return the files of one image: one per channel, in the order of `channels`, or one for all."""
-        return [self.folder / name for name in self._names(id_)]
+        return [self.folder / name for name in self.names(id_)]
 
     def open(self, id_: str | Path) -> TensorMultiChannel:
         """Read one image as uint8 (C,H,W), intensities 0..255.
@@ -128,7 +127,8 @@ class ImageSet:
                 size than the first channel. Each names the file.
         """
         files = self.files(id_)
-        planes = [read_planes(f, self.per_file, self.size, self.resample, self.bits, self.stretch) for f in files]
+        options = {"size": self.size, "bits": self.bits, "stretch": self.stretch}
+        planes = [read_planes(f, self.per_file, **options) for f in files]
         for f, p in zip(files, planes, strict=True):
             if p.shape != planes[0].shape:
                 raise ValueError(
@@ -146,8 +146,9 @@ class ImageSet:
 
         Raises:
             FileNotFoundError: a missing or empty folder, or missing channel files.
-            ValueError: duplicate ids, unreadable or truncated files, channels of one id that differ in size, and, with
-                `same_size`, ids that differ in size. Each names up to five offenders, their number, and the fix.
+            ValueError: duplicate ids, files that cannot be read, without `size` channels of one id that differ in size,
+                and, with `same_size`, ids that differ in size. Each names up to five offenders, their number, and the
+                fix.
         """
         ids = list(self.ids() if ids is None else ids)
         names = listing(self.folder)
@@ -155,7 +156,7 @@ class ImageSet:
             raise ValueError(
                 offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows.")
             )
-        wanted = [self._names(i) for i in ids]
+        wanted = [self.names(i) for i in ids]
         self._require([f for w in wanted for f in w], names)
         first, *parts = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)] or [[]]
         wall, busy = time.perf_counter(), time.thread_time()
@@ -175,9 +176,9 @@ class ImageSet:
                 odd.append(f"{i} ({', '.join(f'{c} {h}x{w}' for c, (h, w) in each)})")
         if damaged:
             fix = "Replace the files or leave their ids out."
-            raise ValueError(offenders(f"Unreadable or truncated image files in {self.folder}", damaged, fix))
-        if odd:
-            fix = "The channels of one image must have the same size: replace the odd file or leave the id out."
+            raise ValueError(offenders(f"Image files in {self.folder} that cannot be read", damaged, fix))
+        if odd and self.size is None:
+            fix = "A tensor needs one size: pass size=, for instance size=256, or replace the odd files."
             raise ValueError(offenders(f"Channels of different size in {self.folder}", odd, fix))
         if same_size and len(set(sizes)) > 1:
             first: dict[tuple[int, int], str] = {}
@@ -188,11 +189,6 @@ class ImageSet:
                 offenders("Images of different size", [f"{i} {h}x{w}" for (h, w), i in first.items()], fix)
             )
         return Counter(sizes)
-
-    def _names(self, id_: str | Path) -> list[str]:
-        """Return the files of one image as paths below the folder: text, as this runs a hundred thousand times."""
-        folder, name = os.path.split(id_)
-        return [os.path.join(folder, f) for f in file_names(name, self.channels, self.pattern)]
 
     def _probe(self, images: list[list[str]]) -> list[tuple[list[tuple[int, int]], list[str]]]:
         """Return, per image, (height, width) of its readable files, and the names of the others with the reason."""
@@ -212,9 +208,18 @@ class ImageSet:
         missing = [f for f in files if f not in names]
         if missing := [f for f in missing if not (os.path.dirname(f) and (self.folder / f).exists())]:
             fix = f"Add the files, leave the ids out, or pass the right channels and pattern (now {self.pattern!r})."
+            if "\\" in missing[0] and (self.folder / missing[0].replace("\\", "/")).exists():
+                fix = "They are there: the ids are of Windows, pass id.replace('\\\\', '/')."
             if there := [form for form in ("NFC", "NFD") if unicodedata.normalize(form, missing[0]) in names]:
                 fix = f"They are there in another Unicode form: unicodedata.normalize({there[0]!r}, id)."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
+
+
+def check_images(images: Any) -> ImageSet:
+    """Return `images`; raise ValueError, with the way out, for what is no `ImageSet`."""
+    if not isinstance(images, ImageSet):
+        raise ValueError(f"images= takes an ImageSet, not a {type(images).__name__}: pass ImageSet(folder).")
+    return images
 
 
 # ---------------------------------------------------------------- the same, as functions

@@ -98,9 +98,9 @@ def listing(folder: Path, subfolders: bool = False) -> set[str]:
                     continue
                 names.add(below + entry.name)
                 if subfolders and entry.is_dir():
-                    stat = entry.stat()  # links can lead round in a circle
-                    if (stat.st_dev, stat.st_ino) not in seen:
-                        seen.add((stat.st_dev, stat.st_ino))
+                    found = entry.stat()  # links can lead round in a circle
+                    if (found.st_dev, found.st_ino) not in seen:
+                        seen.add((found.st_dev, found.st_ino))
                         todo.append(f"{below}{entry.name}/")
     except (FileNotFoundError, NotADirectoryError) as e:
         raise FileNotFoundError(f"Image folder {folder} does not exist: pass the folder of the image files.") from e

@@ -5,66 +5,46 @@ from pathlib import Path
 from typing import Any
 
 from fasttransform import DisplayedTransform
-from PIL import Image
 
-from .image_set import ImageSet, Size
-from .layout import CHANNELS, PATTERN
+from .image_set import ImageSet, check_images
+from .layout import CHANNELS
+from .packed import Packed
 from .tensor import TensorMultiChannel
 
 
-def open_channels(
-    prefix: str | Path,
-    channels: Sequence[str] = CHANNELS,
-    size: Size | None = None,
-    pattern: str = PATTERN,
-    resample: int = Image.Resampling.BILINEAR,
-    bits: int | None = None,
-    stretch: float | tuple[float, float] | None = None,
-) -> TensorMultiChannel:
-    """Read the image `prefix` = folder/id as uint8 (C,H,W), intensities 0..255; arguments as for `ImageSet`.
+def open_channels(prefix: str | Path, channels: Sequence[str] = CHANNELS, **kwargs: Any) -> TensorMultiChannel:
+    """Read the image `prefix` = folder/id as uint8 (C,H,W), intensities 0..255.
+
+    Args:
+        prefix: path of its files, without what the pattern adds.
+        channels: names, in the order of the tensor.
+        **kwargs: the other arguments of `ImageSet`: pattern, size, bits, stretch.
 
     Raises:
         FileNotFoundError: a missing file.
         ValueError: a file that cannot be read; see `ImageSet.open`.
     """
-    return ImageSet(".", channels, pattern, size, resample, bits, stretch).open(prefix)
+    return ImageSet(".", channels, **kwargs).open(prefix)
 
 
 class OpenMultiChannel(DisplayedTransform):
     """Transform from a path prefix folder/id to a uint8 `TensorMultiChannel`.
 
-    `images` is the `ImageSet` that the arguments describe, of the folder "."; `of` takes one that is there already.
-
     Args:
-        channels: as for `ImageSet`, like the others.
-        size: see there.
-        pattern: see there.
-        resample: see there.
-        bits: see there.
-        stretch: see there.
-        cache: a `Packed` made with the same arguments; images that it does not hold are read from their files.
+        images: how the files are named and read; their folder is that of each item.
+        cache: what `pack` returned for the same images; those that it does not hold are read from their files.
     """
 
     input_types = (str, Path)
 
-    def __init__(
-        self,
-        channels: Sequence[str] = CHANNELS,
-        size: Size | None = None,
-        pattern: str = PATTERN,
-        resample: int = Image.Resampling.BILINEAR,
-        bits: int | None = None,
-        stretch: float | tuple[float, float] | None = None,
-        cache: Any = None,
-    ):
+    def __init__(self, images: ImageSet, cache: Packed | None = None):
         super().__init__()
-        self.images = ImageSet(".", channels, pattern, size, resample, bits, stretch)
-        self.channels, self.pattern, self.cache = self.images.channels, pattern, cache
+        self.images, self.cache = check_images(images).with_(folder="."), cache
 
-    @classmethod
-    def of(cls, images: ImageSet, cache: Any = None) -> "OpenMultiChannel":
-        """Return the transform that opens images as `images` does, whatever their folder."""
-        return cls(images.channels, images.size, images.pattern, images.resample, images.bits, images.stretch, cache)
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels."""
+        return self.images.channels
 
     def encodes(self, o: str | Path):
         x = self.cache.get(o) if self.cache is not None else None

@@ -43,7 +43,7 @@ def draw_images(
     ctxs: Sequence[Axes] | None = None,
     channels: Sequence[str | int] | None = None,
     split: bool | str | Sequence[str | int] = False,
-    stretch: float | None = None,
+    stretch: float | tuple[float, float] | None = None,
     title: str | None = None,
     nrows: int | None = None,
     ncols: int | None = None,
@@ -59,7 +59,7 @@ def draw_images(
         channels: names or positions of the channels to draw; all by default. One name is one channel.
         split: one panel with all `channels` together, then one per channel with its name, or per channel that `split`
             names; one image to a row by default.
-        stretch: percentile, such as 99.5, that becomes full brightness in each channel of each image, for dim ones (see
+        stretch: percentiles that become black and full brightness in each channel of each image, for dim ones (see
             `TensorMultiChannel.composite`). Default: true brightness, so that images can be compared.
         title: of the new figure.
         nrows: rows of images in it.
@@ -68,7 +68,7 @@ def draw_images(
         **kwargs: for matplotlib's `imshow`.
 
     Raises:
-        ValueError: too few `ctxs`; an unknown channel or a percentile out of range.
+        ValueError: too few `ctxs`; an unknown channel or percentiles out of range.
     """
     channels = (channels,) if isinstance(channels, str | Integral) else channels
     split = (split,) if isinstance(split, str) else split

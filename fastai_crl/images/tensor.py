@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.torch_core import TensorImage, show_image
+from skimage.exposure import rescale_intensity
 
 from .layout import CHANNELS
+from .readers import check_intensity
 
 # Additive display colours; yellow feeds red and green, as in the pictures the Human Protein Atlas publishes.
 _COLORS = {
@@ -40,7 +42,7 @@ class TensorMultiChannel(TensorImage):
     def composite(
         self,
         channels: Sequence[str | int] | str | int | None = None,
-        stretch: float | None = None,
+        stretch: float | tuple[float, float] | None = None,
         colors: Sequence[tuple[float, float, float]] | None = None,
     ) -> np.ndarray:
         """Return the additive colour picture of one image, float32 (H,W,3) in 0..1.
@@ -51,29 +53,27 @@ class TensorMultiChannel(TensorImage):
         Args:
             channels: names or positions of the channels to draw; all by default. A lone one is one channel. A whole
                 number is a position, or the name of a channel where there is no such position.
-            stretch: a percentile in (50,100], for instance 99.5; every drawn channel of this image is stretched so that
-                the (100-stretch)th percentile is black and the `stretch`th is full intensity. Default: true brightness.
+            stretch: as for `ImageSet`, percentiles (lo, hi), or one such as 99.5 for (0.5, 99.5), that become black and
+                full intensity in every drawn channel of this image. Default: true brightness.
             colors: RGB in 0..1 per drawn channel; by default a channel named after a colour gets that colour, any other
                 the first free one of red, green, blue, yellow, magenta, cyan, orange, and a lone channel is grey.
 
         Raises:
             ValueError: a tensor that is not one image, an unknown channel, a whole number that is the name of one
-                channel and the position of another, or a percentile out of range.
+                channel and the position of another, or percentiles out of range.
         """
         x = self.as_subclass(torch.Tensor).detach().cpu()
         if x.ndim == 2:
             x = x[None]
         if x.ndim != 3:
             raise ValueError(f"Only one image (C,H,W) can be shown, got shape {tuple(x.shape)}: index it first.")
-        if stretch is not None and not 50 < stretch <= 100:
-            raise ValueError(f"stretch={stretch} is not a percentile in (50,100]: pass for instance stretch=99.5.")
+        percentiles = check_intensity(None, stretch)[1]
         names = _names(self.channels, len(x))
         channels = (channels,) if isinstance(channels, str | Integral) else channels
         picked = list(range(len(x))) if channels is None else [_position(c, names) for c in channels]
         img = _to_unit(x[picked])
-        if stretch is not None:
-            lo, hi = np.percentile(img, [100 - stretch, stretch], axis=(1, 2))
-            img = (img - lo[:, None, None]) / np.maximum(hi - lo, 1e-6)[:, None, None]
+        if percentiles is not None:
+            img = np.stack([rescale_intensity(p, tuple(np.percentile(p, percentiles)), (0, 1)) for p in img])
         palette = _palette(names)[picked] if colors is None else np.asarray(colors, dtype=np.float32)
         return np.einsum("chw,ck->hwk", img.clip(0, 1), palette).clip(0, 1).astype(np.float32)
 
@@ -81,7 +81,7 @@ class TensorMultiChannel(TensorImage):
         self,
         ctx: Any = None,
         channels: Sequence[str | int] | str | int | None = None,
-        stretch: float | None = None,
+        stretch: float | tuple[float, float] | None = None,
         colors: Sequence[tuple[float, float, float]] | None = None,
         **kwargs: Any,
     ) -> Any:

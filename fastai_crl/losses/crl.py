@@ -182,13 +182,13 @@ class CRL(nn.Module):
         """Return the term of a batch that has been checked.
 
         Args:
-            batch: with features at instance level; one that is not usable has no triplets.
+            batch: with features at instance level; one that is broken has no triplets.
             shift: (C,) added to the logits in place of the `shift` given at the start; None for that.
 
         Raises:
             ValueError: frequency or shift of another length than C.
         """
-        logits, targets, features, usable = batch
+        logits, targets, features, broken = batch
         n, n_classes = logits.shape
         shift = self.shift if shift is None else shift
         for name, values in (("frequency", self.frequency), ("shift", shift)):
@@ -200,7 +200,7 @@ class CRL(nn.Module):
                 return Rectified(logits.sum(), torch.zeros(n_classes, dtype=torch.long, device=logits.device))
             scores = self.scores(logits if shift is None else logits + shift.to(logits), targets.ndim == 1)
             y = membership(targets.detach(), n_classes, logits.dtype)
-            y = y if usable is None else y.where(usable, 0.5)  # neither positives nor negatives: no triplets
+            y = y if broken is None else y.masked_fill(broken, 0.5)  # neither positives nor negatives: no triplets
             distance = None if self.level == "class" or features is None else pairwise_distance(features)
             by_hinge = self.criterion.hinge and distance is None
             return (self._hinges if by_hinge else self._pairs)(scores, y, distance)
@@ -224,9 +224,7 @@ class CRL(nn.Module):
         """Any other criterion: its sums over the pairs of all labels at once, or of slices added up."""
         n, n_classes = scores.shape
         by_label = self.average == "label"
-        options = PairOptions(
-            self.criterion, self.scope, self.rho, self.k, self.default_margin(n_classes), by_label
-        )
+        options = PairOptions(self.criterion, self.scope, self.rho, self.k, self.default_margin(n_classes), by_label)
         span = widest(scores, distance, self.score_space)
         part = partial(pair_sums, distance=distance, span=span, options=options)
         width = n_classes if self.scope == "joint" else self._slice_width(n, n_classes)

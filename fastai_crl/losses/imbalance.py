@@ -58,7 +58,7 @@ def _move(h: Tensor) -> Tensor:
 
 
 class SeenLabels(nn.Module):
-    """Labels of all batches so far: Ω where nothing tells those of the training set. The counts move with the module."""
+    """Labels of all batches so far: Ω where the data set does not tell. The counts move with the module."""
 
     counts: Tensor | None  # (C + 1,) long: positives of each label, and items
 
@@ -90,10 +90,9 @@ def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Ten
     Returns:
         The scalar loss; no step waits for a GPU.
     """
-    if isinstance(alpha, Tensor):
-        alpha = alpha.to(torch.promote_types(base.dtype, term.dtype))
     is_finite = base.detach() - base.detach() == 0
-    return torch.where(found & is_finite, alpha * term + (1 - alpha) * base, base)
+    weight = (found & is_finite).to(torch.promote_types(base.dtype, term.dtype)).mul_(alpha)
+    return weight * term + (1 - weight) * base
 
 
 # ---------------------------------------------------------------- α over training

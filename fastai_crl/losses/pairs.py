@@ -74,7 +74,7 @@ def pair_sums(
     criterion, k = options.criterion, options.k
     with torch.no_grad():
         profile = Profile.of(y, options.rho, options.scope, frequency, criterion.lone_positive)
-        triplets = n_triplets(profile.n_minority, profile.n_majority, k, criterion.lone_positive)
+        triplets = n_triplets(profile.n_minority, profile.n_majority.clamp_max(k), k, criterion.lone_positive)
         share = triplets.clamp_min(1).to(y.dtype).reciprocal() if options.by_label else None
         triplets = profile.by_label(triplets, y.shape[1])
     if distance is None:

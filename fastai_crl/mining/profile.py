@@ -40,9 +40,9 @@ def limit(rho: float, n: int) -> int:
     return math.floor(rho * n + 1e-6)
 
 
-def n_triplets(h: Tensor, g: Tensor, k: int, lone_positive: bool) -> Tensor:
-    """Triplets of each label, (C,) long, from the sizes of its minority and majority side; pairs with `lone_positive`."""
-    pairs = h * g.clamp_max(k)
+def n_triplets(h: Tensor, n_far: Tensor, k: int, lone_positive: bool) -> Tensor:
+    """Triplets of each label, (C,), from its anchors and their hard negatives; pairs, with `lone_positive`."""
+    pairs = h * n_far
     return pairs if lone_positive else pairs * (h - 1).clamp(0, k)
 
 

@@ -21,7 +21,8 @@ from fastai_crl._checks import offenders
 from fastai_crl._fastai import activation_of, pipelines, transforms
 from fastai_crl._files import replace_file
 from fastai_crl.distributed import process_rank
-from fastai_crl.evaluate.decisions import check_thresholds, decide, threshold_in_use
+from fastai_crl.evaluate.decider import threshold_in_use
+from fastai_crl.evaluate.decisions import check_thresholds, decide
 from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.open import OpenMultiChannel
@@ -98,7 +99,7 @@ def write_submission(
         fix = f"They would be read back as others: pass another delim= than {delim!r}, such as '|', or rename them."
         raise ValueError(offenders("Labels that hold the delimiter", list(map(repr, bad)), fix))
     cuts = check_thresholds(threshold_in_use(learn) if thresh is None else thresh, len(vocab), vocab)
-    images = learn.dls.images.with_(folder=folder, pattern=learn.dls.pattern if pattern is None else pattern)
+    images = learn.dls.images.with_(folder=folder, pattern=learn.dls.images.pattern if pattern is None else pattern)
     ids = [ids] if isinstance(ids, str) else list(images.ids(subfolders) if ids is None else map(str, ids))
     if not ids:
         raise ValueError("ids= holds no id: there is nothing to predict.")
@@ -162,11 +163,11 @@ def _opening_as(learn: Learner, images: ImageSet) -> Iterator[None]:
     """Have the learner's loaders open files named as `images` says, which may differ from those of the training."""
     openers = [f for p in pipelines(learn.dls) for f in transforms(p) if isinstance(f, OpenMultiChannel)]
     openers = [f for f in openers if f.images.pattern != images.pattern]
-    before = [(f.images, f.pattern, f.cache) for f in openers]
+    before = [(f.images, f.cache) for f in openers]
     for f in openers:  # a cache holds the files of the training's names
-        f.images, f.pattern, f.cache = f.images.with_(pattern=images.pattern), images.pattern, None
+        f.images, f.cache = f.images.with_(pattern=images.pattern), None
     try:
         yield
     finally:
         for f, kept in zip(openers, before, strict=True):
-            f.images, f.pattern, f.cache = kept
+            f.images, f.cache = kept

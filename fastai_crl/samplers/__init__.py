@@ -4,14 +4,12 @@ from .base import SAMPLERS, EpochSampler, Sampler, SamplerFactory, check_sampler
 from .class_aware import ClassAwareSampler
 from .loader import SampledDL, with_sampler
 from .repeat_factor import RepeatFactorSampler
-from .resample import ResampleCallback
 
 __all__ = [
     "SAMPLERS",
     "ClassAwareSampler",
     "EpochSampler",
     "RepeatFactorSampler",
-    "ResampleCallback",
     "SampledDL",
     "Sampler",
     "SamplerFactory",

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from scipy import sparse
 
 from fastai_crl._checks import check_choice
+from fastai_crl.labels import as_labels
 
 
 @runtime_checkable
@@ -132,31 +132,6 @@ def make_sampler(
     return made
 
 
-def as_labels(targets: Any) -> sparse.csr_matrix:
-    """Return targets of any kind as a canonical (n, C) bool matrix."""
-    targets = targets.detach().cpu().numpy() if hasattr(targets, "detach") else targets
-    if not sparse.issparse(targets):
-        targets = np.asarray(targets)
-        if targets.ndim not in (1, 2) or targets.dtype.kind not in ("biuf" if targets.ndim == 2 else "iu"):
-            raise ValueError(
-                f"targets of shape {targets.shape} and {targets.dtype} fit no task: give (n, C) of 0 and 1, dense or "
-                "scipy.sparse, or (n,) integer class indices."
-            )
-        if targets.ndim == 1 and len(targets):
-            if targets.min() < 0:
-                raise ValueError(f"targets hold the class index {targets.min()}: indices start at 0.")
-            shape = len(targets), int(targets.max()) + 1
-            targets = sparse.csr_matrix((np.ones(len(targets), bool), (np.arange(len(targets)), targets)), shape=shape)
-    if 0 in targets.shape:
-        raise ValueError(f"targets of shape {targets.shape} are empty: give at least one sample and one label.")
-    values = targets.data if sparse.issparse(targets) else targets
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"targets run from {values.min()} to {values.max()}: they must be in [0, 1]; only 1 counts.")
-    labels = sparse.csr_matrix(targets == 1)
-    labels.sort_indices()
-    return labels
-
-
 class EpochSampler:
     """An epoch of indices that the targets decide, another each time it is iterated.
 
@@ -179,6 +154,8 @@ class EpochSampler:
         if isinstance(seed, bool) or seed != int(seed) or seed < 0:
             raise ValueError(f"seed={seed!r}: give a whole number of at least 0.")
         self.labels, self.seed, self.epoch = as_labels(targets), int(seed), 0
+        if 0 in self.labels.shape:
+            raise ValueError(f"targets of shape {self.labels.shape} are empty: give at least one sample and one label.")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, from 0, that the next iteration draws; each iteration moves on by one."""

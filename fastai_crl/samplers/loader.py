@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastai.data.core import DataLoaders, TfmdDL
@@ -11,11 +11,18 @@ from fastai.torch_core import num_distrib
 from scipy import sparse
 
 from fastai_crl._fastai import keeps_workers, loader_options
-from fastai_crl.labels import read_labels
+from fastai_crl.labels import as_labels, read_labels
 
-from .base import Sampler, SamplerFactory, as_labels, check_sampler, make_sampler
+from .base import Sampler, SamplerFactory, check_sampler, make_sampler, takes
 
-DEFAULT = "class_aware"
+
+class _Made(NamedTuple):
+    """A sampler, and what it was made for."""
+
+    world: int  # processes
+    n: int  # items
+    labels: sparse.csr_matrix | None  # of the items, where it takes them
+    sampler: Sampler
 
 
 class SampledDL(TfmdDL):
@@ -28,12 +35,13 @@ class SampledDL(TfmdDL):
     `DistributedDL` gives each process a contiguous part of the epoch) the processes' k-th batches together are one
     batch of the sampler.
 
-    While the attribute `resample` is False it shuffles, as a plain `TfmdDL` does (see `ResampleCallback`).
+    Labels are read before each pass. Where some were corrected the sampler is made anew; that pass still has the length
+    that `len` gave. Where reading them takes long, as where each has a file of its own, give `targets`.
 
     Args:
         dataset, bs, shuffle, kwargs: as in `TfmdDL`.
         sampler: a name (`"class_aware"`, `"repeat_factor"`, those of `register_sampler`), an iterable of indices with a
-            length, a class or function that returns one, or None for shuffling.
+            length, a class or function that returns one, or None, the default, for shuffling.
         sampler_kwargs: options of a sampler that is made here, for instance `{"seed": 1, "t": 0.1}`.
         targets: labels of the data set's items in order, as the samplers take them. Default: `read_labels`.
 
@@ -54,7 +62,7 @@ class SampledDL(TfmdDL):
         dataset: Any,
         bs: int = 64,
         shuffle: bool = False,
-        sampler: str | Sampler | SamplerFactory | None = DEFAULT,
+        sampler: str | Sampler | SamplerFactory | None = None,
         sampler_kwargs: dict[str, Any] | None = None,
         targets: Any = None,
         **kwargs: Any,
@@ -66,35 +74,36 @@ class SampledDL(TfmdDL):
             elif bs is None:
                 raise ValueError("bs=None: a sampler makes batches, give their size.")
         self._sampler, self._targets, self._options = sampler, targets, options
-        self._made: tuple[int, Sampler] | None = None
-        self.resample = True
+        self._made: _Made | None = None
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
 
     @property
     def sampler(self) -> Any:
-        """The sampler in use, made on first use; None while the loader goes in order or merely shuffles."""
-        if not (self.shuffle and self.resample) or self._sampler is None:
+        """The sampler, of the labels as they are now; None while the loader goes in order or merely shuffles."""
+        return self._in_use(renew=True)
+
+    def _in_use(self, renew: bool) -> Any:
+        """Return the sampler; unless `renew`, that of the labels as they were read before."""
+        if not self.shuffle or self._sampler is None:
             return None
-        world = num_distrib() or 1
-        if self._made is None or self._made[0] != world:
-            offered = {
-                "targets": self._labels,
-                "bs": lambda: self.bs * world,
-                "world_size": lambda: world,
-                "dataset": lambda: self.dataset,
-            }
-            self._made = world, make_sampler(self._sampler, offered, self._options)
-        return self._made[1]
+        world, n = num_distrib() or 1, len(self.dataset)
+        made = self._made if self._made is not None and self._made[:2] == (world, n) else None
+        if made is None or renew:
+            labels = self._labels() if takes(self._sampler, "targets") and "targets" not in self._options else None
+            if made is None or not _equal(made.labels, labels):
+                offered = {
+                    "targets": lambda: labels,
+                    "bs": lambda: self.bs * world,
+                    "world_size": lambda: world,
+                    "dataset": lambda: self.dataset,
+                }
+                made = _Made(world, n, labels, make_sampler(self._sampler, offered, self._options))
+                self._made = made
+        return made.sampler
 
     def _labels(self) -> sparse.csr_matrix:
         """Return the labels of the items, given or read."""
-        labels = read_labels(self.dataset, open_images=True) if self._targets is None else as_labels(self._targets)
-        if labels is None:
-            raise ValueError(
-                f"A {type(self.dataset).__name__} does not tell its labels without opening its items, or they are "
-                "neither class indices nor vectors of 0 and 1: pass targets=, (n, C) of 0 and 1 or (n,) class "
-                "indices, in the order of the data set."
-            )
+        labels = read_labels(self.dataset) if self._targets is None else as_labels(self._targets)
         if labels.shape[0] != len(self.dataset):
             raise ValueError(
                 f"targets of {labels.shape[0]} samples for a data set of {len(self.dataset)}: give one row per item, "
@@ -108,14 +117,15 @@ class SampledDL(TfmdDL):
         return length // size * size or (0 if self.drop_last else length)
 
     def __len__(self) -> int:
-        sampler = self.sampler
+        sampler = self._in_use(renew=False)
         return super().__len__() if sampler is None else -(-self._whole(len(sampler)) // self.bs)
 
     def get_idxs(self) -> list[int]:
-        sampler, world = self.sampler, num_distrib() or 1
-        if sampler is None:
+        before, world = self._in_use(renew=False), num_distrib() or 1
+        if before is None:
             return super().get_idxs()
-        order = self._draw(sampler)[: self._whole(len(sampler))]
+        # Labels that were corrected may make an epoch of another length, and fastai has asked `len` for this one.
+        order = np.resize(self._draw(self.sampler), self._whole(len(before)))
         if world > 1 and len(order) % (self.bs * world) == 0:
             order = order.reshape(-1, world, self.bs).swapaxes(0, 1).ravel()
         return order.tolist()
@@ -148,7 +158,7 @@ class SampledDL(TfmdDL):
 
 
 def with_sampler(
-    dls: DataLoaders, sampler: str | Sampler | SamplerFactory | None = DEFAULT, targets: Any = None, **kwargs: Any
+    dls: DataLoaders, sampler: str | Sampler | SamplerFactory | None, targets: Any = None, **kwargs: Any
 ) -> DataLoaders:
     """Return `dls` with another training loader, which draws by a sampler; its other loaders are the same objects.
 
@@ -156,7 +166,7 @@ def with_sampler(
         dls: fastai `DataLoaders` whose training loader is a `TfmdDL`.
         sampler: see `SampledDL`.
         targets: see `SampledDL`.
-        **kwargs: options of the sampler: seed, t, rho, group.
+        **kwargs: options of the sampler: seed, t.
 
     Raises:
         ValueError: a training loader of another type, and what `SampledDL` raises.
@@ -171,3 +181,9 @@ def with_sampler(
     cls = SampledDL if type(train) is TfmdDL else type(train)
     sampled = train.new(cls=cls, shuffle=True, persistent_workers=keeps_workers(train), **given)
     return type(dls)(sampled, *dls.loaders[1:], path=dls.path, device=dls.device)
+
+
+def _equal(a: sparse.csr_matrix | None, b: sparse.csr_matrix | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices)

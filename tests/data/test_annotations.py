@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fastai_crl.data.annotations import Annotations
-from fastai_crl.data.label_reader import doubtful_labels
+from fastai_crl.data.label_parser import doubtful_labels
 from fastai_crl.hpa import HPA_COUNTS
 
 ROWS = "Id,Target\na,1 2\nb,\nc,10 2\n"
@@ -48,7 +48,7 @@ def test_one_column_per_label(tmp_path, text, columns):
     rows = of(tmp_path, text, label_col=columns)
     assert rows.vocab() == ["0", "1", "2"] and rows.labels == [["0", "2"], [], ["1", "2"]]
     assert rows.targets().toarray().astype(int).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
-    assert [rows.reader(rows.frame.iloc[i]) for i in range(3)] == rows.labels
+    assert [rows.parser(rows.frame.iloc[i]) for i in range(3)] == rows.labels
 
 
 def test_one_column_per_label_and_one_label_per_row(tmp_path):
@@ -165,9 +165,8 @@ def test_ids_of_two_files(tmp_path, pair):
 @pytest.mark.parametrize("id_", ["../a", "p/../../a", "/etc/a", "../train2/a", "./../a"])
 def test_ids_that_lead_out(tmp_path, id_):
     rows = of(tmp_path, f"Id,Target\n{id_},1\nx,1\n")
-    with pytest.raises(ValueError, match=r"lead out of .*\(1 in all\).*ids_outside=True"):
+    with pytest.raises(ValueError, match=r"lead out of .*\(1 in all\).*pass as folder= the one"):
         rows.require_files(tmp_path / "train")
-    rows.require_files(tmp_path / "train", outside=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from PIL import Image
 from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.leaks import find_leaks
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.data.stratify import add_folds
+from fastai_crl.data.stratify import make_folds
+from fastai_crl.images.image_set import ImageSet
 
 
 def copy_image(folder: Path, old: str, new: str, change=lambda a: a) -> None:
@@ -40,32 +41,34 @@ def twins(hpa, tmp_path) -> Path:
 
 
 def test_leaks(twins):
+    images = ImageSet(twins / "train")
     df = Annotations.from_csv(twins / "train.csv").frame
     df["Group"] = [f"g{i // 10}" for i in range(len(df))]
     last = df["Id"].isin(["copy", "noisy"])
-    leaks = find_leaks(df[~last], df[last], twins / "train", progress=False)
+    leaks = find_leaks(df[~last], df[last], images, progress=False)
     assert leaks[["leak", "valid", "train"]].to_numpy().tolist() == [
         ["exact", "copy", "synthetic-000000"],
         ["near", "noisy", "synthetic-000001"],
     ]
     assert leaks["detail"][0] == "equal pixels" and leaks["detail"][1].endswith("% of the hash differs")
-    assert find_leaks(df[~last], df[last], twins / "train", max_distance=0, progress=False)["leak"][0] == "exact"
-    assert find_leaks(df[:20], df[20:60], twins / "train", "Group", progress=False).empty
+    assert find_leaks(df[~last], df[last], images, max_distance=0, progress=False)["leak"][0] == "exact"
+    assert find_leaks(df[:20], df[20:60], images, "Group", progress=False).empty
     groups = find_leaks(df[:25], df[25:], group_col="Group")
     assert groups.to_numpy().tolist() == [["group", "synthetic-000025", "synthetic-000020", "g2"]]
-    assert find_leaks(df, df[:0], twins / "train", "Group").empty
-    with pytest.raises(ValueError, match=r"folder=.*group_col="):
+    assert find_leaks(df, df[:0], images, "Group").empty
+    with pytest.raises(ValueError, match=r"images=.*group_col="):
         find_leaks(df[:20], df[20:])
     with pytest.raises(ValueError, match=r"no column 'Plate', only .*group_col="):
         find_leaks(df[:20], df[20:], group_col="Plate")
     with pytest.raises(ValueError, match=r"max_distance=0\.6"):
-        find_leaks(df[:20], df[20:], twins / "train", max_distance=0.6)
+        find_leaks(df[:20], df[20:], images, max_distance=0.6)
 
 
 def test_leaks_of_loaders(twins):
     dls = HPADataLoaders.from_csv(twins, size=32, num_workers=0, seed=3)
+    images = ImageSet(twins / "train")
     sides = [dls.train_ds.items, dls.valid_ds.items]
-    assert find_leaks(*sides, twins / "train", progress=False).empty == all(
+    assert find_leaks(*sides, images, progress=False).empty == all(
         ({a, b} <= set(sides[0]["Id"])) or ({a, b} <= set(sides[1]["Id"]))
         for a, b in (("copy", "synthetic-000000"), ("noisy", "synthetic-000001"))
     )
@@ -75,11 +78,11 @@ def test_folds_keep_duplicates_together(twins):
     df = Annotations.from_csv(twins / "train.csv").frame
     df["Group"] = [f"g{i}" for i in range(len(df))]
     df.loc[df["Id"] == "copy", "Group"] = "g5"  # so that image 5, image 0 and its copy belong together
+    annotations, images = Annotations.from_frame(df), ImageSet(twins / "train")
     for seed in range(4):
-        fold = add_folds(df, group_col="Group", folder=twins / "train", seed=seed).set_index("Id")["fold"]
+        fold = make_folds(annotations, group_col="Group", images=images, seed=seed).set_index("Id")["fold"]
         assert fold["copy"] == fold["synthetic-000000"] == fold["synthetic-000005"]
         assert fold["noisy"] == fold["synthetic-000001"]
         assert fold.value_counts().between(7, 18).all()
-    assert any(
-        f["copy"] != f["synthetic-000000"] for f in (add_folds(df, seed=s).set_index("Id")["fold"] for s in range(4))
-    )
+    folds = [make_folds(annotations, seed=s).set_index("Id")["fold"] for s in range(4)]
+    assert any(f["copy"] != f["synthetic-000000"] for f in folds)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from fastai_crl.data.annotations import Annotations
-from fastai_crl.data.label_reader import split_labels
+from fastai_crl.data.label_parser import split_labels
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.data.splits import split_by, validation_rows
-from fastai_crl.data.stratify import add_folds, stratify
+from fastai_crl.data.stratify import make_folds, stratify
 from fastai_crl.hpa import HPA_COUNTS
 
 LABELS = ("0", "1", "2", "10")
@@ -30,6 +30,12 @@ def rows(n: int = 400, groups: int = 80) -> pd.DataFrame:
 
 def read_csv(file):
     return Annotations.from_csv(file).frame
+
+
+def folded(df, n_folds=5, group_col=None, seed=42, label_delim=" "):
+    """The rows with the folds that `make_folds` gives them in a column."""
+    annotations = Annotations.from_frame(df, label_delim=label_delim)
+    return df.assign(fold=make_folds(annotations, n_folds, group_col=group_col, seed=seed)["fold"].to_numpy())
 
 
 def label_counts(df, by="fold", label_delim=" "):
@@ -137,20 +143,20 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
 
 def test_split_columns(hpa):
     df = read_csv(hpa / "train.csv")
-    df = add_folds(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
+    df = folded(df, 4).assign(Group=[f"g{i % 6}" for i in range(len(df))])
     assert valid_rows(df, None, 1, fold_col="fold", fold=2) == np.flatnonzero(df["fold"] == 2).tolist()
     assert valid_rows(df.astype(str), None, 1, fold_col="fold", fold="2") == np.flatnonzero(df["fold"] == 2).tolist()
     with pytest.raises(ValueError, match=r"fold=4 does not occur in column 'fold', which holds 0, 1, 2, 3"):
         valid_rows(df, None, 1, fold_col="fold", fold=4)
     with pytest.raises(ValueError, match=r"Ids without a fold \(1 in all\): synthetic-000003"):
         valid_rows(df.assign(fold=["0", "1", "0", "", *["1"] * (len(df) - 4)]), None, 1, fold_col="fold")
-    with pytest.raises(ValueError, match="valid_col or fold_col, not both"):
+    with pytest.raises(ValueError, match=r"valid_col or folds \(fold_col\), not both"):
         valid_rows(df, None, 1, fold_col="fold", valid_col="fold")
     with pytest.raises(
         ValueError, match=r"valid_pct=0\.2 is of a drawn split, but column 'fold' fixes it: leave it out"
     ):
         valid_rows(df, 0.2, 1, valid_col="fold")
-    with pytest.raises(ValueError, match="fold=1 needs fold_col="):
+    with pytest.raises(ValueError, match="fold=1 needs folds="):
         valid_rows(df, 0.2, 1, fold=1)
     with pytest.raises(ValueError, match="stratify=True draws a split, but column 'fold' fixes it"):
         valid_rows(df, None, 1, fold_col="fold", stratify=True)
@@ -166,13 +172,18 @@ def test_split_columns(hpa):
 def test_from_csv(hpa, tmp_path):
     shutil.copytree(hpa, tmp_path / "set")
     path, options = tmp_path / "set", {"size": 32, "bs": 8, "num_workers": 0, "batch_tfms": []}
-    df = add_folds(path / "train.csv", 3, fname=path / "folds.csv")
-    assert pd.read_csv(path / "folds.csv", dtype=str, keep_default_na=False).equals(df.astype(str))
-    assert "fold" not in read_csv(path / "train.csv") and not list(path.glob("*.part"))
+    before = (path / "train.csv").read_bytes()
+    folds = make_folds(Annotations.from_csv(path / "train.csv"), 3, path / "folds.csv")
+    assert list(folds) == ["Id", "fold"] and (path / "train.csv").read_bytes() == before
+    assert pd.read_csv(path / "folds.csv", dtype={"Id": str}).equals(folds) and not list(path.glob("*.part"))
+    df = read_csv(path / "train.csv")
+    df.assign(fold=folds["fold"]).to_csv(path / "own.csv", index=False)
     for k in range(3):
-        dls = HPADataLoaders.from_csv(path, "folds.csv", fold_col="fold", fold=k, **options)
-        assert list(dls.valid_ds.items["Id"]) == list(df["Id"][df["fold"] == k])
+        dls = HPADataLoaders.from_csv(path, folds="folds.csv", fold=k, **options)
+        assert list(dls.valid_ds.items["Id"]) == list(folds["Id"][folds["fold"] == k])
         assert len(dls.train_ds) + len(dls.valid_ds) == len(df)
+        own = HPADataLoaders.from_csv(path, "own.csv", fold_col="fold", fold=k, **options)
+        assert own.valid_ds.items["Id"].equals(dls.valid_ds.items["Id"])
     dls = HPADataLoaders.from_csv(path, stratify=True, valid_pct=0.25, **options)
     assert len(dls.valid_ds) == pytest.approx(15, abs=3)
     train, valid = (ds.items["Target"].str.split() for ds in (dls.train_ds, dls.valid_ds))
@@ -187,13 +198,13 @@ def test_from_csv(hpa, tmp_path):
 
 def test_folds_hold_equal_shares():
     df = rows()
-    table = label_counts(add_folds(df))
+    table = label_counts(folded(df))
     assert list(table.index) == list(LABELS) and list(table.columns) == [0, 1, 2, 3, 4]
     assert "fold" not in df
     wanted = {label: sum(label in row for row in lists(df)) / 5 for label in LABELS}
     for label in LABELS:
         assert (abs(table.loc[label] - wanted[label]) <= 1).all()
-    assert add_folds(df)["fold"].value_counts().between(76, 84).all()
+    assert folded(df)["fold"].value_counts().between(76, 84).all()
 
 
 def spread(df: pd.DataFrame, fold: np.ndarray) -> float:
@@ -216,25 +227,25 @@ def test_folds_are_as_even_as_those_of_iterative_stratification():
     iterstrat = pytest.importorskip("iterstrat.ml_stratifiers")
     df = rows(2000)
     y = np.array([[label in row for label in LABELS] for row in lists(df)])
-    ours = np.mean([spread(df, add_folds(df, seed=seed)["fold"].to_numpy()) for seed in range(3)])
+    ours = np.mean([spread(df, folded(df, seed=seed)["fold"].to_numpy()) for seed in range(3)])
     assert ours <= 1.03 * mean_spread(df, iterstrat.MultilabelStratifiedKFold, y)
 
 
 def test_folds_of_one_label_in_groups_are_as_even_as_scikit_learns():
     df = rows()
     df["Target"] = [row[-1] if row else "none" for row in lists(df)]
-    ours = np.mean([spread(df, add_folds(df, group_col="Group", seed=seed)["fold"].to_numpy()) for seed in range(3)])
+    ours = np.mean([spread(df, folded(df, group_col="Group", seed=seed)["fold"].to_numpy()) for seed in range(3)])
     assert ours <= 1.05 * mean_spread(df, StratifiedGroupKFold, df["Target"], df["Group"])
 
 
 def test_folds_of_one_label_per_row():
     df = pd.DataFrame({"Id": [str(i) for i in range(50)], "Target": ["a b"] * 35 + ["c"] * 10 + ["d"] * 5})
-    table = label_counts(add_folds(df, label_delim=None), label_delim=None)
+    table = label_counts(folded(df, label_delim=None), label_delim=None)
     assert table.to_numpy().tolist() == [[7] * 5, [2] * 5, [1] * 5] and list(table.index) == ["a b", "c", "d"]
 
 
 def test_folds_of_whole_groups():
-    df = add_folds(rows(), group_col="Group")
+    df = folded(rows(), group_col="Group")
     assert (df.groupby("Group")["fold"].nunique() == 1).all()
     table = label_counts(df)
     assert (table.sub(table.mean(1), axis=0).abs().max(1) < 2).all()
@@ -244,19 +255,63 @@ def test_folds_of_whole_groups():
 def test_bad_folds():
     df = rows(20, 5)
     with pytest.raises(ValueError, match="n_folds=1 must be"):
-        add_folds(df, 1)
+        folded(df, 1)
     with pytest.raises(ValueError, match=r"n_folds=6 .* at most the groups: there are 20 images in . groups"):
-        add_folds(df, 6, "Group")
-    with pytest.raises(ValueError, match="a column 'fold' already"):
-        add_folds(df.assign(fold=0))
+        folded(df, 6, "Group")
     with pytest.raises(ValueError, match=r"no column 'Plate', only .*Group.*group_col="):
-        add_folds(df, group_col="Plate")
+        folded(df, group_col="Plate")
     with pytest.raises(ValueError, match=r"Ids without a Group \(1 in all\): i0"):
-        add_folds(df.assign(Group=["", *df["Group"][1:]]), group_col="Group")
+        folded(df.assign(Group=["", *df["Group"][1:]]), group_col="Group")
+
+
+def test_folds_are_joined_by_id(tmp_path):
+    df, file = rows(20), tmp_path / "folds.csv"
+    folds = make_folds(Annotations.from_frame(df), 4, file).set_index("Id")["fold"]
+
+    def valid(**kwargs):
+        return validation_rows(split_by(folds=file, **kwargs), Annotations.from_frame(df[::-1]))
+
+    ids = list(df["Id"][::-1])
+    for k in range(4):  # the order of the rows, and ids that only the folds have, do not matter
+        assert [ids[i] for i in valid(fold=k)] == [i for i in ids if folds[i] == k]
+    assert valid() == valid(fold=0)
+    text = file.read_text()
+    for changed, message in (
+        (text.replace("i7,", "x7,"), r"Ids of the table of rows that csv file .*folds.csv lacks \(1 in all\): i7"),
+        (text + "i7,0\n", r"Ids that csv file .*folds.csv has twice \(1 in all\): i7"),
+        (text.replace("Id,", "Name,"), r"no column 'Id', only Name, fold"),
+        (text.replace("fold\n", "part\n"), r"no column 'fold', only Id, part"),
+        (text + "i99\n", r"fields of the header"),
+    ):
+        file.write_text(changed)
+        with pytest.raises(ValueError, match=message):
+            valid()
+    file.write_text(text.replace("fold\n", "part\n"))
+    assert valid(fold_col="part", fold=3)
+    with pytest.raises(ValueError, match="Column 'Group' is in the table of rows and in csv file"):
+        file.write_text(text.replace("fold\n", "Group\n"))
+        valid(fold_col="Group")
+    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
+        validation_rows(split_by(folds=tmp_path / "none.csv"), Annotations.from_frame(df))
+    with pytest.raises(ValueError, match=r"valid_pct=0\.2 is of a drawn split"):
+        valid(valid_pct=0.2)
+
+
+def test_folds_do_not_take_the_place_of_other_data(tmp_path):
+    df, file = rows(20), tmp_path / "train.csv"
+    df.to_csv(file, index=False)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"is a csv of Id, Target, Group, which would be lost.*such as folds\.csv"):
+        make_folds(Annotations.from_csv(file), 2, file)
+    assert file.read_bytes() == before
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    for name in ("link.csv", "link.csv"):  # a link is followed, the file that it leads to is replaced
+        folds = make_folds(Annotations.from_csv(file), 2, tmp_path / name)
+    assert (tmp_path / "link.csv").is_symlink() and len(pd.read_csv(tmp_path / "real.csv")) == len(folds) == 20
 
 
 def test_real_labels_in_five_folds(shared):
-    df = add_folds(shared / "hpa2018" / "train.csv")
+    df = folded(read_csv(shared / "hpa2018" / "train.csv"))
     table = label_counts(df)
     assert table.loc["27"].tolist() == pytest.approx([2.2] * 5, abs=0.81) and table.loc["27"].sum() == 11
     for label, total in enumerate(HPA_COUNTS):
@@ -276,7 +331,7 @@ def test_real_labels_in_validation(shared):
 
 def test_real_cells_by_montage(shared):
     path = shared / "hpa_cells"
-    df = add_folds(path / "train.csv", group_col="Montage")
+    df = folded(read_csv(path / "train.csv"), group_col="Montage")
     assert (df.groupby("Montage")["fold"].nunique() == 1).all()
     table = label_counts(df)
     # Label 23 has 36 cells in four montages: one of the five folds must go without.

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,10 +28,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-import fastai_crl.data.cached_loader
 import fastai_crl.images.cache
 import fastai_crl.images.image_set
-from fastai_crl.data.cached_loader import PackedDL
+from fastai_crl.data.cached_loader import PackedDL, one_ahead
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
@@ -59,16 +59,16 @@ def decoded(monkeypatch) -> list[Path]:
     """The files that are decoded."""
     files, read = [], fastai_crl.images.image_set.read_planes
 
-    def spy(file, *args):
+    def spy(file, *args, **kwargs):
         files.append(file)
-        return read(file, *args)
+        return read(file, *args, **kwargs)
 
     monkeypatch.setattr(fastai_crl.images.image_set, "read_planes", spy)
     return files
 
 
-def packed(root: Path, **kwargs) -> Packed:
-    return pack(root, **{"size": 24, "progress": False, **kwargs})
+def packed(root: Path, ids=None, check=True, **kwargs) -> Packed:
+    return pack(ImageSet(root / "train", **{"size": 24, **kwargs}), ids, progress=False, check=check)
 
 
 def assert_same(p: Packed, folder: Path, **kwargs) -> None:
@@ -84,7 +84,7 @@ def assert_same(p: Packed, folder: Path, **kwargs) -> None:
 @pytest.mark.parametrize("size", [24, (10, 20), None])
 def test_packed_images_are_those_that_are_read(root, size):
     p = packed(root, size=size)
-    assert p.ids == tuple(image_ids(root / "train")) and p.store.parent == root / ".cache"
+    assert p.ids == tuple(image_ids(root / "train")) and p.path.parent == root / ".cache"
     assert p.images.dtype == np.uint8 and not p.images.flags.writeable
     assert_same(p, root / "train", size=size)
 
@@ -93,7 +93,7 @@ def test_packed_images_are_those_that_are_read(root, size):
 def test_real_images(shared, tmp_path, folder):
     source = shared / folder
     ids = image_ids(source / "train")[:40]
-    p = pack(source, 64, ids=ids, cache=tmp_path, progress=False)
+    p = pack(ImageSet(source / "train", size=64), ids, tmp_path, progress=False)
     assert sorted(ids) == list(p.ids)
     assert_same(p, source / "train", size=64)
 
@@ -105,15 +105,14 @@ def test_real_images(shared, tmp_path, folder):
     one_file=st.booleans(),
     bits=st.none() | st.just(16),
     stretch=st.none() | st.floats(51, 100) | st.just((1, 98)),
-    resample=st.sampled_from([Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS]),
     seed=st.integers(0, 9),
 )
 @settings(max_examples=25, deadline=None)
-def test_pack_then_read_equals_read(shape, size, wide, one_file, bits, stretch, resample, seed):
+def test_pack_then_read_equals_read(shape, size, wide, one_file, bits, stretch, seed):
     dtype = np.uint16 if wide else np.uint8
     channels = tuple(f"c{i}" for i in range(shape[0]))
     pattern = "{id}.tif" if one_file else "{channel}+{id}.png"
-    options = {"channels": channels, "pattern": pattern, "resample": resample, "bits": bits, "stretch": stretch}
+    options = {"channels": channels, "pattern": pattern, "bits": bits, "stretch": stretch}
     with tempfile.TemporaryDirectory() as d:
         for k in range(3):
             a = np.random.default_rng([seed, k]).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
@@ -122,7 +121,7 @@ def test_pack_then_read_equals_read(shape, size, wide, one_file, bits, stretch, 
             else:
                 for c, plane in zip(channels, a, strict=True):
                     Image.fromarray(plane).save(f"{d}/{c}+i{k}.png")
-        p = pack(d, size, ".", cache=f"{d}/cache", progress=False, **options)
+        p = pack(ImageSet(d, size=size, **options), cache=f"{d}/cache", progress=False)
         assert_same(p, Path(d), size=size, **options)
 
 
@@ -131,7 +130,7 @@ def test_what_is_packed_is_not_decoded_again(root, decoded):
     decoded.clear()
     b = packed(root, ids=a.ids[::-1])  # the order of the ids does not matter
     assert len(decoded) == 4  # the first image, for its size
-    assert a.store == b.store and np.array_equal(a.images, b.images)
+    assert a.path == b.path and np.array_equal(a.images, b.images)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +140,12 @@ def test_what_is_packed_is_not_decoded_again(root, decoded):
         {"channels": ("green", "red")},
         {"stretch": 99},
         {"bits": 12},
-        {"resample": Image.Resampling.NEAREST},
         {"ids": ["synthetic-000001"]},
     ],
 )
-def test_other_arguments_make_another_store(root, change):
+def test_other_arguments_make_another_cache(root, change):
     a, b = packed(root), packed(root, **change)
-    assert a.store != b.store
+    assert a.path != b.path
     options = {k: v for k, v in change.items() if k != "ids"}
     assert_same(b, root / "train", **{"size": 24, **options})
     assert_same(packed(root), root / "train", size=24)
@@ -230,7 +228,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_kept(root, decoded):
     with pytest.raises(ValueError, match=rf"{file.name} \("):
         packed(root)
     with pytest.raises(ValueError, match=rf"{file.name} cannot be read"):
-        packed(root, check=False, workers=1)
+        packed(root, check=False)
     file.write_bytes(good)
     assert_same(packed(root), root / "train", size=24)
 
@@ -248,14 +246,14 @@ def test_bad_arguments(root):
 
 
 def slowly(root: Path, delay: float, most: int) -> None:
-    """In a process of its own: pack with two threads, each file taking `delay` seconds, no file beyond `most` bytes."""
+    """In a process of its own: pack, each file taking `delay` seconds, no file beyond `most` bytes."""
     read = fastai_crl.images.image_set.read_planes
-    fastai_crl.images.image_set.read_planes = lambda *args: time.sleep(delay) or read(*args)
+    fastai_crl.images.image_set.read_planes = lambda *args, **kwargs: time.sleep(delay) or read(*args, **kwargs)
     fastai_crl.images.cache._MARK_EVERY = 2
     if most:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
-        packed(root, workers=2)
+        packed(root)
     except OSError as e:
         (root / "error.txt").write_text(str(e))
         os._exit(3)
@@ -319,50 +317,50 @@ def test_a_disk_that_is_known_to_be_too_small(root, monkeypatch, decoded):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
-def test_a_truncated_store_is_an_error_and_is_mended(root, decoded, keep):
+def test_a_truncated_cache_is_an_error_and_is_mended(root, decoded, keep):
     p = packed(root)
-    file = p.store / "images.npy"
+    file = p.path / "images.npy"
     n = file.stat().st_size
     want = np.array(p.images)
     os.truncate(file, int(keep * n) if 0 < keep < 1 else keep % n)
     with pytest.raises(ValueError, match=r"damaged or truncated .*Call pack again"):
-        Packed(p.store, root / "train")
+        Packed(p.path, root / "train")
     decoded.clear()
     q = packed(root)
     assert np.array_equal(q.images, want) and len(decoded) == 4 * {0: 21, 100: 21, 0.5: 12, -1: 2}[keep]
 
 
-def test_the_store_of_other_images_in_the_place_of_one(root, tmp_path):
-    own = pack(root, size=24, progress=False)
+def test_the_cache_of_other_images_in_the_place_of_one(root, tmp_path):
+    own = packed(root)
     want, ids = np.array(own.images), list(own.ids)
     shutil.copytree(root, tmp_path / "more")
     for file in (root / "train").glob(f"{ids[0]}_*"):
         shutil.copyfile(file, tmp_path / "more" / "train" / file.name.replace(ids[0], "other"))
-    more = pack(tmp_path / "more", size=24, progress=False)
-    shutil.rmtree(own.store)
-    shutil.copytree(more.store, own.store)
-    found = pack(root, size=24, progress=False)
+    more = packed(tmp_path / "more")
+    shutil.rmtree(own.path)
+    shutil.copytree(more.path, own.path)
+    found = packed(root)
     assert list(found.ids) == ids and np.array_equal(found.images, want)
 
 
-def test_a_store_with_more_behind_it_is_mended(root, decoded):
-    file = pack(root, size=24, progress=False).store / "images.npy"
+def test_a_cache_with_more_behind_it_is_mended(root, decoded):
+    file = packed(root).path / "images.npy"
     whole = file.read_bytes()
     file.write_bytes(whole + b"more")
     with pytest.raises(ValueError, match=r"its pixels take .* bytes, not .*Call pack again"):
         Packed(file.parent, root / "train")
-    pack(root, size=24, progress=False)
+    packed(root)
     assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_store_cut_off_under_a_running_training_is_an_error_that_names_it(root, workers):
+def test_a_cache_cut_off_under_a_running_training_is_an_error_that_names_it(root, workers):
     dls = load(root, True, num_workers=workers)
-    store = next((root / ".cache").iterdir())
+    path = next((root / ".cache").iterdir())
     batches = iter(dls.train)
     next(batches)
-    os.truncate(store / "images.npy", 5000)  # a memory map would end the process here
-    with pytest.raises((ValueError, RuntimeError), match=rf"packed cache {store} has been cut off.*Call pack again"):
+    os.truncate(path / "images.npy", 5000)  # a memory map would end the process here
+    with pytest.raises((ValueError, RuntimeError), match=rf"packed cache {path} has been cut off.*Call pack again"):
         for _ in range(3):
             list(dls.train)
     with pytest.raises(ValueError, match="cut off"):
@@ -370,21 +368,24 @@ def test_a_store_cut_off_under_a_running_training_is_an_error_that_names_it(root
     assert_same(packed(root), root / "train", size=24)
 
 
-def test_flipped_bits_are_found_and_mended(root, decoded):
+def test_flipped_bits_are_found(root):
     p = packed(root)
     p.verify()
-    want, start = np.array(p.images), os.path.getsize(p.store / "images.npy") - 20 * 4 * 24 * 24
-    with open(p.store / "images.npy", "r+b") as f:
+    want, start = np.array(p.images), os.path.getsize(p.path / "images.npy") - 20 * 4 * 24 * 24
+    with open(p.path / "images.npy", "r+b") as f:
         for row, at in ((3, 0), (3, 99), (19, 4 * 24 * 24 - 1)):
             f.seek(start + row * 4 * 24 * 24 + at)
             byte = f.read(1)[0]
             f.seek(-1, os.SEEK_CUR)
             f.write(bytes([byte ^ 16]))
-    with pytest.raises(ValueError, match=rf"Damaged images in .*2 in all.*{p.ids[3]}, {p.ids[19]}.*verify=True"):
+    with pytest.raises(
+        ValueError,
+        match=rf"Damaged images in .*2 in all.*{p.ids[3]}, {p.ids[19]}.*Delete .*the next call packs them again",
+    ):
         p.verify()
-    decoded.clear()
-    q = packed(root, verify=True)
-    assert np.array_equal(q.images, want) and len(decoded) == 4 * 3
+    shutil.rmtree(p.path)
+    q = packed(root)
+    assert np.array_equal(q.images, want)
     q.verify()
 
 
@@ -423,39 +424,41 @@ def test_a_finished_cache_that_may_only_be_read(root):
 def test_an_interrupted_run_keeps_what_is_done(root, monkeypatch, decoded):
     read, n = fastai_crl.images.image_set.read_planes, []
 
-    def stop(*args):
+    def stop(*args, **kwargs):
         n.append(1)
         if len(n) > 4 * 12:
             raise KeyboardInterrupt
-        return read(*args)
+        return read(*args, **kwargs)
 
     monkeypatch.setattr(fastai_crl.images.image_set, "read_planes", stop)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        packed(root, workers=1)
+        packed(root)
     assert marked(root) == 11  # the twelfth image read is the first, for its size
 
 
-def test_an_image_set_in_place_of_arguments(root):
-    images = ImageSet(root / "train", size=24)
-    p = pack(images, progress=False)
-    assert p.store == packed(root).store and p.shape == (20, 4, 24, 24)
+def test_what_is_no_image_set(root):
+    with pytest.raises(ValueError, match=r"images= takes an ImageSet, not a str: pass ImageSet\(folder\)"):
+        pack("train")
+    with pytest.raises(ValueError, match=r"images= takes an ImageSet, not a tuple"):
+        MultiChannelBlock(("red", "green"))
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "store.json"])
+@pytest.mark.parametrize("name", ["rows.npy", "cache.json"])
 def test_other_damage_is_an_error_and_is_mended(root, name):
     p = packed(root)
     want = np.array(p.images)
-    (p.store / name).write_bytes(b"")
+    (p.path / name).write_bytes(b"")
     with pytest.raises(ValueError, match="damaged or truncated"):
-        Packed(p.store, root / "train")
+        Packed(p.path, root / "train")
     assert np.array_equal(packed(root).images, want)
-    np.save(p.store / "rows.npy", np.ones(3, np.uint64))
+    np.save(p.path / "rows.npy", np.ones(3, np.uint64))
     with pytest.raises(ValueError, match=r"3 rows .*for 20 ids"):
-        Packed(p.store, root / "train")
+        Packed(p.path, root / "train")
     assert np.array_equal(packed(root).images, want)
 
 
-def test_no_store(tmp_path):
+def test_no_cache(tmp_path):
     with pytest.raises(FileNotFoundError, match="call pack"):
         Packed(tmp_path, tmp_path)
 
@@ -567,6 +570,60 @@ def test_predictions_follow_a_changed_file(root):
     assert torch.allclose(dls.test_dl([prefix, root / "train" / "x"][:1]).dataset[0][0].float(), torch.tensor(51.0))
 
 
+def test_batches_follow_changed_files_and_do_not_miss_those_that_are_gone(root, tmp_path):
+    dls = load(root, True, stats=None)
+    learn = Learner(dls, nn.Conv2d(4, 1, 1), loss_func=nn.MSELoss(), path=tmp_path)
+    learn.export("m.pkl")
+    ids = list(dls.valid_ds.items["Id"])
+    before = dls.valid.one_batch()[0]
+    for c in HPA_CHANNELS:
+        Image.fromarray(np.full((32, 32), 51, np.uint8)).save(root / "train" / f"{ids[1]}_{c}.png")
+        (root / "train" / f"{ids[2]}_{c}.png").unlink()
+    with pytest.warns(
+        UserWarning, match=rf"have changed since they were packed in .* \(1 in all\): {ids[1]}\. They are"
+    ):
+        x, _ = dls.valid.one_batch()
+    assert torch.allclose(x[1], torch.tensor(0.2)) and torch.equal(x[[0, 2, 3]], before[[0, 2, 3]])
+    again = load_learner(tmp_path / "m.pkl")
+    with pytest.warns(UserWarning, match="have changed since"):
+        (x,) = again.dls.test_dl([root / "train" / i for i in ids]).one_batch()
+    assert torch.allclose(x[1], torch.tensor(0.2)) and torch.equal(x[[0, 2, 3]], before[[0, 2, 3]])
+
+
+def test_a_batch_is_made_one_ahead_in_order_and_errors_come_through():
+    made, using = [], []
+    for item in one_ahead(lambda k: made.append(k) or k * k, range(6)):
+        using.append(item)
+        assert len(made) <= len(using) + 1
+    assert using == [k * k for k in range(6)] and list(one_ahead(str, [])) == []
+    for error in (ValueError("cut off"), KeyboardInterrupt()):
+
+        def fails(k, error=error):
+            if k == 2:
+                raise error
+            return k
+
+        batches = one_ahead(fails, range(5))
+        assert [next(batches), next(batches)] == [0, 1]
+        with pytest.raises(type(error)):
+            next(batches)
+    n = threading.active_count()
+    batches = one_ahead(str, range(5))
+    next(batches)
+    batches.close()  # as when training is interrupted
+    assert threading.active_count() == n
+
+
+@pytest.mark.gpu
+def test_batches_for_a_gpu_are_those_for_a_cpu(root):
+    fast, plain = (load(root, True, stats=None, device=device) for device in ("cuda", "cpu"))
+    for k in range(2):
+        fast.train.rng.seed(k), plain.train.rng.seed(k)
+        for a, b in zip(fast.train, plain.train, strict=True):
+            assert a[0].device.type == "cuda" and type(a[0]) is TensorMultiChannel and a[0].channels == HPA_CHANNELS
+            assert torch.equal(a[0].cpu(), b[0]) and torch.equal(a[1].cpu(), b[1]) and type(a[1]) is type(b[1])
+
+
 @pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])
 def test_samplers(root, sampler, per_item):
     plain, fast = (load(root, c, sampler=sampler, seed=3) for c in (False, True))
@@ -580,16 +637,21 @@ def test_samplers(root, sampler, per_item):
     assert type(again.train) is PackedDL and again.train.sampler is not None
 
 
-def test_targets_are_read_once(root, monkeypatch):
+def test_places_in_the_cache_are_looked_up_once(root, monkeypatch):
     dls = load(root, True)
-    calls, columns = [], fastai_crl.data.cached_loader._columns
-    monkeypatch.setattr(fastai_crl.data.cached_loader, "_columns", lambda *a: calls.append(1) or columns(*a))
+    calls, rows = [], Packed.rows
+    monkeypatch.setattr(Packed, "rows", lambda self, prefixes: calls.append(1) or rows(self, prefixes))
     for _ in range(3):
         list(dls.train)
     list(dls.train.new(shuffle=False))
     assert len(calls) == 1
     list(dls.valid)
     assert len(calls) == 2
+    dls.train_ds.items = dls.train_ds.items[::-1].reset_index(drop=True)
+    plain = load(root, False)
+    plain.train_ds.items = dls.train_ds.items
+    assert_same_batches(*(x.train.new(shuffle=False, drop_last=False) for x in (plain, dls)))
+    assert len(calls) == 3
 
 
 def test_cache_elsewhere_and_other_options(root, tmp_path):
@@ -600,8 +662,8 @@ def test_cache_elsewhere_and_other_options(root, tmp_path):
     assert not (root / ".cache").exists() and len(list((tmp_path / "elsewhere").iterdir())) == 1
 
 
-def test_stores_are_shared_with_pack(root, decoded):
-    pack(root, 24, progress=False)
+def test_caches_are_shared_with_pack(root, decoded):
+    packed(root)
     decoded.clear()
     load(root, True)
     assert len(decoded) == 4 and len(list((root / ".cache").iterdir())) == 1
@@ -614,7 +676,7 @@ def test_in_a_plain_data_block(root, block, per_item):
 
     def loaders(cache):
         db = DataBlock(
-            blocks=(MultiChannelBlock(size=24, cache=cache), block(vocab=vocab)),
+            blocks=(MultiChannelBlock(ImageSet(".", size=24), cache), block(vocab=vocab)),
             get_x=lambda i: root / "train" / i,
             get_y=lambda i: df[i].split() if block is MultiCategoryBlock else df[i].split()[0],
             splitter=RandomSplitter(seed=1),
@@ -630,7 +692,7 @@ def test_in_a_plain_data_block(root, block, per_item):
 
 
 def test_targets_that_are_no_categories_are_made_item_by_item(root, per_item):
-    block = MultiChannelBlock(size=24, cache=packed(root))
+    block = MultiChannelBlock(ImageSet(".", size=24), packed(root))
     db = DataBlock(blocks=(block, block), get_x=lambda i: root / "train" / i, get_y=lambda i: root / "train" / i)
     dls = db.dataloaders(list(image_ids(root / "train")), bs=4, num_workers=0)
     per_item.clear()
@@ -642,7 +704,7 @@ def test_packed_pickles_as_a_reference(root):
     p = packed(root)
     data = pickle.dumps(p)
     assert len(data) < 1000 and np.array_equal(pickle.loads(data).images, p.images)
-    os.truncate(p.store / "images.npy", 500)
+    os.truncate(p.path / "images.npy", 500)
     assert pickle.loads(data) is None
 
 
@@ -657,11 +719,11 @@ def test_batch_is_a_copy(root):
     assert p.rows([root / "train" / "ghost"]) is None and p.get(root / "train" / "ghost") is None
 
 
-def test_the_store_says_what_it_holds(root):
+def test_the_cache_says_what_it_holds(root):
     p = packed(root)
-    what = json.loads((p.store / "store.json").read_text())
+    what = json.loads((p.path / "cache.json").read_text())
     assert what["folder"] == "../train" and what["channels"] == list(HPA_CHANNELS) and what["shape"] == [20, 4, 24, 24]
-    assert np.load(io.BytesIO((p.store / "images.npy").read_bytes())).shape == (20, 4, 24, 24)
+    assert np.load(io.BytesIO((p.path / "images.npy").read_bytes())).shape == (20, 4, 24, 24)
     assert "20 images of (4, 24, 24)" in repr(p)
 
 

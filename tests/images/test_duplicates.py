@@ -8,6 +8,7 @@ from PIL import Image
 
 from fastai_crl.images import duplicates
 from fastai_crl.images.duplicates import cluster, duplicate_groups, fingerprint, nearest
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.open import open_channels
 
 
@@ -75,13 +76,13 @@ def test_groups_of_files(hpa, tmp_path):
             Image.fromarray(plane).save(tmp_path / f"{i}_{c}.png")
             if i in ids[:2]:
                 Image.fromarray(plane).resize((64, 64)).save(tmp_path / f"big{i[-1]}_{c}.png")
-    groups = duplicate_groups(tmp_path, [*ids, "big0", "big1"], ("red", "green"), max_distance=0.06, progress=False)
+    groups = duplicate_groups(ImageSet(tmp_path, ("red", "green")), [*ids, "big0", "big1"], 0.06, progress=False)
     assert groups["big0"] == groups[ids[0]] != groups["big1"] == groups[ids[1]]
     assert groups[ids].nunique() == 12 and list(groups.index) == [*ids, "big0", "big1"]
     with pytest.raises(FileNotFoundError, match=r"ghost_red\.png"):
-        duplicate_groups(tmp_path, ["ghost"], progress=False)
+        duplicate_groups(ImageSet(tmp_path), ["ghost"], progress=False)
     with pytest.raises(ValueError, match=r"max_distance=0\.5"):
-        duplicate_groups(tmp_path, ids, max_distance=0.5)
+        duplicate_groups(ImageSet(tmp_path), ids, max_distance=0.5)
 
 
 def test_real_cells_differ_and_their_noisy_copies_do_not(shared):

@@ -194,6 +194,16 @@ def test_of_imagej_every_table_is_for_display(tmp_path, name):
     same(tmp_path / "l.tif", INDICES)
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png", "bmp", "gif"])
+@pytest.mark.parametrize("exchanged", [(0, 1), (254, 255), (0, 255), (100, 101)])
+def test_a_whole_table_of_greys_in_another_order_gives_the_greys(tmp_path, suffix, exchanged):
+    greys = RAMP.copy()
+    greys[list(exchanged)] = greys[list(exchanged[::-1])]
+    file = save_palette(tmp_path / f"l.{suffix}", INDICES, np.stack([greys] * 3))
+    same(file, greys[INDICES].astype(np.uint8))
+    same(file, np.stack([greys[INDICES].astype(np.uint8)] * 3), 3)
+
+
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_a_short_table_of_greys_in_any_order_gives_the_greys(tmp_path, suffix):
     greys = np.array([200, 17, 255, 0, 90], np.uint8)
@@ -332,6 +342,44 @@ def ome(size_c: int, planes: str = "<TiffData/>", uuid: str = "") -> str:
     )
 
 
+@pytest.mark.parametrize("axis", "ZTAP")
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}])
+def test_planes_that_are_no_channels_by_their_axes(tmp_path, axis, options):
+    if axis in "AP" and options:
+        pytest.skip("no such axis in these")
+    tiff(STACK, tmp_path / "a.tif", metadata={"axes": f"{axis}YX"}, **options)
+    what = {"Z": "depth", "T": "time", "A": "angle", "P": "phase"}[axis]
+    for n in (1, 4):
+        refused(tmp_path / "a.tif", f"its axes {axis}YX say that its 4 planes differ in {what}, not in channel", n)
+    tiff(STACK[:1], tmp_path / "a.tif", metadata={"axes": f"{axis}YX"}, **options)
+    same(tmp_path / "a.tif", STACK[0])
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize("pages", [1, 4])
+@pytest.mark.parametrize(
+    "xml",
+    [
+        ome(HUGE),
+        ome(4).replace('SizeT="1"', f'SizeT="{HUGE}"'),
+        ome(4).replace('SizeZ="1"', f'SizeZ="{HUGE}"'),
+        ome(1000).replace('SizeZ="1" ', 'SizeZ="1000" ').replace('SizeT="1"', 'SizeT="1000"'),
+        ome(4, f'<TiffData PlaneCount="{HUGE}"/>'),
+        ome(4, f'<TiffData NumPlanes="{HUGE}"/>'),
+        ome(4, f'<Channel SamplesPerPixel="{HUGE}"/><TiffData/>'),
+        ome(HUGE, '<TiffData><UUID FileName="b.ome.tif">urn:uuid:b</UUID></TiffData>'),
+        ome(4).replace("</OME>", f'<ModuloAlongC Start="0" End="{HUGE}"/></OME>'),
+    ],
+)
+def test_ome_that_claims_very_much_is_refused_before_anything_is_made_of_it(tmp_path, pages, xml):
+    file = save_ome(tmp_path / "o.ome.tif", STACK[:pages], xml)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(file, "its description (claims|divides)", 4)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 20
+
+
 def save_ome(file: Path, a: np.ndarray, xml: str) -> Path:
     tiff(a, file, metadata=None, description=xml)
     return file
@@ -401,6 +449,14 @@ def test_compressions_that_cannot_be_decoded_are_found_by_the_check(tmp_path):
     refused(tmp_path / "a.tif", "")
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "what"), [("Predictor", 3, "predictor 3 of 8-bit"), ("Compression", 9, "compression 9")]
+)
+def test_a_predictor_is_not_blamed_on_the_compression(tmp_path, tag, value, what):
+    (tmp_path / "a.tif").write_bytes(with_tag(tiff(GREY, compression="zlib", predictor=True), tag, value))
+    refused(tmp_path / "a.tif", what)
+
+
 def test_jpeg_in_tiff(tmp_path):
     smooth = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
     tiff(smooth, tmp_path / "a.tif", compression="jpeg", compressionargs={"level": 95})
@@ -417,7 +473,7 @@ def test_pictures_in_tiff_of_another_size_than_it_says(tmp_path, compression):
     assert header(tmp_path / "a.tif", n) == (64, 64) and len(read_planes(tmp_path / "a.tif", n)) == n
     for tag, value in {"ImageWidth": 63, "ImageLength": 32}.items():
         (tmp_path / "a.tif").write_bytes(with_tag(data, tag, value))
-        refused(tmp_path / "a.tif", "do not fit each other|lacks some", n)
+        refused(tmp_path / "a.tif", "do not fit each other|some are missing", n)
     if compression == "jpeg":  # which claims to unpack to 3.6 GB
         at = data.index(b"\xff\xc0") + 5
         (tmp_path / "a.tif").write_bytes(data[:at] + struct.pack(">HH", 60000, 60000) + data[at + 4 :])

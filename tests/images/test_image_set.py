@@ -104,10 +104,11 @@ def test_other_stretches_are_refused(stretch):
         ImageSet(".", stretch=stretch)
 
 
-@pytest.mark.parametrize("resample", [-1, 9, "bilinear", 1.0])
-def test_other_ways_to_resize_are_refused(resample):
-    with pytest.raises(ValueError, match=r"resample=.*2 bilinear"):
-        ImageSet(".", resample=resample)
+def test_ids_of_windows_are_named(tmp_path):
+    (tmp_path / "plate1").mkdir()
+    (tmp_path / "plate1" / "a_red.png").touch()
+    with pytest.raises(FileNotFoundError, match=r"Missing .*They are there: the ids are of Windows, pass id"):
+        ImageSet(tmp_path, "red").check(["plate1\\a"])
 
 
 def test_a_lone_channel_is_one_channel_and_numbers_are_names():
@@ -132,7 +133,7 @@ def test_channels_named_by_numbers_work_everywhere(tmp_path):
     assert list(images.ids()) == ["a"] and images.check() == {(4, 6): 1}
     x = images.open("a")
     assert x.channels == ("405", "488") and torch.equal(x, open_channels(tmp_path / "a", (405, 488)))
-    assert torch.equal(x, OpenMultiChannel((405, 488))(tmp_path / "a"))
+    assert torch.equal(x, OpenMultiChannel(ImageSet(".", (405, 488)))(tmp_path / "a"))
     assert np.array_equal(x.composite([488]), x.composite(["488"])) and np.array_equal(
         x.composite([488]), x.composite([1])
     )
@@ -168,7 +169,7 @@ def test_the_value_is_frozen_comparable_and_changed_by_making_another():
     assert images == ImageSet(Path("d"), ["red"], size=(8, 8), stretch=(1, 99)) and hash(images)
     assert images.with_(size=None).size is None and images.size == (8, 8)
     assert pickle.loads(pickle.dumps(images)) == images
-    assert OpenMultiChannel.of(images).images == images.with_(folder=".")
+    assert OpenMultiChannel(images).images == images.with_(folder=".")
     with pytest.raises(dataclasses.FrozenInstanceError):
         images.size = 3
     with pytest.raises(ValueError, match="size="):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
 from fastai_crl.images.layout import check_pattern
-from fastai_crl.images.open import OpenMultiChannel, open_channels
+from fastai_crl.images.open import open_channels
 from fastai_crl.images.readers import check_intensity, header, read_planes
 
 RNG = np.random.default_rng(0)
@@ -178,12 +178,33 @@ def test_inverted_tiff_is_turned_the_right_way_round(tmp_path):
     assert np.array_equal(read_planes(tmp_path / "a.tif")[0], 255 - GREY)
 
 
-def test_cmyk_is_read_as_rgb(tmp_path):
-    file = tmp_path / "a.jpg"
-    Image.fromarray(np.dstack([GREY] * 3)).convert("CMYK").save(file, quality=100)
-    with Image.open(file) as im:
-        rgb = np.moveaxis(np.asarray(im.convert("RGB")), -1, 0)
-    assert np.array_equal(read_planes(file, 3), rgb) and np.array_equal(read_planes(file)[0], rgb.max(0))
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_cmyk_is_not_converted_without_a_word(tmp_path, suffix, n):
+    file = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.dstack([GREY] * 3)).convert("CMYK").save(file)
+    for call in (header, read_planes):
+        with pytest.raises(ValueError, match=r"its colours are CMYK, .*: save it as RGB"):
+            call(file, n)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.png.gz"])
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_a_grey_picture_is_red_green_and_blue_alike(tmp_path, name, mode):
+    plain = tmp_path / name.removesuffix(".gz")
+    Image.fromarray(GREY).convert(mode).save(plain) if (name, mode) != ("a.jpg", "P") else save(plain, GREY)
+    with Image.open(plain) as im:
+        want = np.moveaxis(np.asarray(im.convert("RGB")), -1, 0)
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()))
+    assert np.array_equal(read_planes(tmp_path / name, 3), want) and header(tmp_path / name, 3) == (20, 30)
+    with pytest.raises(ValueError, match=r"holds . channels where 4"):
+        read_planes(tmp_path / name, 4)
+
+
+def test_the_page_of_a_tiff_is_one_channel_of_three(tmp_path):
+    with pytest.raises(ValueError, match="holds 1 channels where 3"):
+        read_planes(save(tmp_path / "a.tif", GREY), 3)
 
 
 def test_the_content_decides_not_the_name(tmp_path):
@@ -231,13 +252,13 @@ def test_stretch_comes_before_resizing_and_leaves_flat_channels(tmp_path):
 @pytest.mark.parametrize("stretch", [50, 101, (2,), (98, 2), (-1, 99), (5, 5)])
 def test_bad_stretch(stretch):
     with pytest.raises(ValueError, match="stretch="):
-        OpenMultiChannel(stretch=stretch)
+        ImageSet(".", stretch=stretch)
 
 
 @pytest.mark.parametrize("bits", [0, 8, 17, 12.5, True, "12"])
 def test_bad_bits(bits):
     with pytest.raises(ValueError, match="bits="):
-        OpenMultiChannel(bits=bits)
+        ImageSet(".", bits=bits)
     assert check_intensity(12, 99) == (12, (1.0, 99.0))
 
 
@@ -353,7 +374,7 @@ def check_refused(file, tag, value, **kwargs):
         struct.pack_into("<H" if entry.dtype == 3 else "<I", data, entry.valueoffset, value)
     file.write_bytes(data)
     for call in (header, read_planes):
-        with pytest.raises(ValueError, match="lacks some of them"):
+        with pytest.raises(ValueError, match="some are missing"):
             call(file)
 
 

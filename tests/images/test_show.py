@@ -14,6 +14,7 @@ from torch import nn
 
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_LABELS
+from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.show import FALSE, FOUND, MISSED, draw_images, prediction_lines
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import shown_names
@@ -375,7 +376,7 @@ def test_a_plain_data_block(hpa, block):
     ids = sorted({f.name.rsplit("_", 1)[0] for f in (hpa / "train").iterdir()})[:12]
     label = {i: "ab"[k % 2] for k, i in enumerate(ids)}
     db = DataBlock(
-        blocks=(MultiChannelBlock(size=16), block),
+        blocks=(MultiChannelBlock(ImageSet(".", size=16)), block),
         get_x=lambda i: hpa / "train" / i,
         get_y=lambda i: label[i] if block is CategoryBlock else [label[i]],
     )

@@ -145,7 +145,7 @@ def test_channels_of_different_size_are_refused(tmp_path):
 def test_open_multi_channel_takes_str_and_path(tmp_path):
     planes = noise(2)
     prefix = write(tmp_path, "a", planes, ("x", "y"))
-    t = pickle.loads(pickle.dumps(OpenMultiChannel(("x", "y"))))
+    t = pickle.loads(pickle.dumps(OpenMultiChannel(ImageSet(".", ("x", "y")))))
     for p in (prefix, str(prefix)):
         x = t(p)
         assert type(x) is TensorMultiChannel and np.array_equal(x.numpy(), planes)
@@ -154,12 +154,12 @@ def test_open_multi_channel_takes_str_and_path(tmp_path):
 @pytest.mark.parametrize("pattern", ["{id}.png", "{channel}.png", "sub/{id}_{channel}.png"])
 def test_bad_pattern(pattern):
     with pytest.raises(ValueError, match=re.escape(pattern)):
-        OpenMultiChannel(pattern=pattern)
+        ImageSet(".", pattern=pattern)
 
 
 def test_bad_channels():
     with pytest.raises(ValueError, match="red"):
-        OpenMultiChannel(("red", "red"))
+        ImageSet(".", ("red", "red"))
 
 
 # ---------------------------------------------------------------- tensor
@@ -255,7 +255,9 @@ def test_true_brightness_is_kept_and_stretch_is_per_image_and_channel():
     x = TensorMultiChannel(torch.tensor([[[10, 20, 30]], [[0, 51, 102]], [[7, 7, 7]]], dtype=torch.uint8))
     assert x.composite()[0, 2] == pytest.approx([30 / 255, 102 / 255, 7 / 255])
     s = x.composite(stretch=100)
-    assert s[0, 0].tolist() == [0, 0, 0] and s[0, 2].tolist() == [1, 1, 0] and s[0, 1] == pytest.approx([0.5, 0.5, 0])
+    assert s[0, :, :2] == pytest.approx(np.array([[0, 0], [0.5, 0.5], [1, 1]]))
+    assert s[0, :, 2].tolist() == pytest.approx([7 / 255] * 3)  # a channel of one value has nothing to stretch
+    assert np.array_equal(x.composite(stretch=(0, 100)), s)
     for bad in (50, 101):
         with pytest.raises(ValueError, match=f"stretch={bad}"):
             x.composite(stretch=bad)

@@ -319,8 +319,10 @@ def test_nothing_waits_for_the_host(scope, space):
 class Launched(TorchDispatchMode):
     """Counts the operations that launch a kernel on a GPU: all but views and allocations."""
 
-    free = re.compile(r"_?(unsafe_view|reshape_alias)|view|as_strided|expand|select|slice|transpose|t|permute|detach|alias|"
-                      r"(un)?squeeze|split(_with_sizes)?|diagonal|(new_)?empty(_like|_strided)?")
+    free = re.compile(
+        r"_?(unsafe_view|reshape_alias)|view|as_strided|expand|select|slice|transpose|t|permute|detach|alias|diagonal|"
+        r"(un)?squeeze|split(_with_sizes)?|(new_)?empty(_like|_strided)?"
+    )
 
     def __init__(self):
         super().__init__()

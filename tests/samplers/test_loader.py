@@ -20,13 +20,12 @@ from fastai_crl.samplers import (
     SAMPLERS,
     ClassAwareSampler,
     RepeatFactorSampler,
-    ResampleCallback,
     SampledDL,
     register_sampler,
     with_sampler,
 )
 
-from .test_samplers import batches, make_targets
+from .test_samplers import make_targets
 
 
 def tiny(dls):
@@ -37,6 +36,12 @@ def tiny(dls):
 def hpa_loaders(hpa, **kwargs):
     kwargs = {"num_workers": 0, "size": 32, "bs": 16, "batch_tfms": [], "valid_pct": 0.3, **kwargs}
     return HPADataLoaders.from_csv(hpa, **kwargs)
+
+
+def whole_batches(sampler, bs):
+    """The batches of a sampler's first epoch, (T, bs)."""
+    drawn = sampler.indices()
+    return drawn[: len(drawn) // bs * bs].reshape(-1, bs)
 
 
 def epoch_targets(dl):
@@ -84,9 +89,8 @@ def test_loader_epochs_differ_and_repeat_by_seed(hpa):
 def test_batches_of_the_loader_are_those_of_the_sampler(hpa):
     dls = hpa_loaders(hpa, sampler="class_aware")
     targets = read_labels(dls.train).toarray()
-    sampler = ClassAwareSampler(targets, 16, seed=42)
-    drawn = [torch.Tensor(b[1]).numpy() for b in dls.train]
-    assert (np.stack(drawn) == targets[batches(sampler)]).all()
+    drawn = np.stack([torch.Tensor(b[1]).numpy() for b in dls.train])
+    assert (drawn == targets[whole_batches(ClassAwareSampler(targets, seed=42), 16)]).all()
 
 
 def test_a_training_set_smaller_than_a_batch_makes_one_batch(hpa):
@@ -122,9 +126,9 @@ def test_any_data_block(multi):
 def test_with_sampler_keeps_the_other_loaders():
     block, items = blocks()
     dls = block.dataloaders(items, bs=8, num_workers=0)
-    new = with_sampler(dls, "class_aware", seed=3, group=False)
+    new = with_sampler(dls, "class_aware", seed=3)
     assert new.valid is dls.valid and type(new.train) is SampledDL and type(dls.train) is TfmdDL
-    assert new.train.sampler.seed == 3 and not new.train.sampler.group
+    assert new.train.sampler.seed == 3
     assert isinstance(with_sampler(new, "repeat_factor", t=0.5).train.sampler, RepeatFactorSampler)
     copy = pickle.loads(
         pickle.dumps(with_sampler(dls, RepeatFactorSampler(read_labels(dls.train), t=0.5)).train.sampler)
@@ -241,11 +245,51 @@ def test_only_callables_are_registered_and_only_by_a_name(name, factory, says):
 def test_data_that_hide_their_labels_need_targets():
     data = torch.utils.data.TensorDataset(torch.arange(40.0), torch.zeros(40))
     dls = DataLoaders.from_dsets(data, data, bs=8, num_workers=0)
-    with pytest.raises(ValueError, match=r"TensorDataset does not tell its labels.*pass targets="):
-        len(with_sampler(dls).train)
+    with pytest.raises(ValueError, match=r"targets of shape \(40,\) and float32 fit no task: give \(n, C\)"):
+        len(with_sampler(dls, "class_aware").train)
+    opened = DataLoaders.from_dsets(list(data), list(data), bs=8, num_workers=0)
+    with pytest.raises(ValueError, match=r"list does not tell its labels.*give targets="):
+        len(with_sampler(opened, "class_aware").train)
     with pytest.raises(ValueError, match="targets of 3 samples for a data set of 40"):
-        len(with_sampler(dls, targets=np.eye(3)).train)
-    assert len(with_sampler(dls, targets=np.arange(40) % 4).train) > 0
+        len(with_sampler(dls, "class_aware", targets=np.eye(3)).train)
+    assert len(with_sampler(dls, "class_aware", targets=np.arange(40) % 4).train) == 5
+
+
+def test_a_loader_shuffles_unless_told_otherwise():
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=8, dl_type=SampledDL, num_workers=0)
+    assert dls.train.sampler is None and sorted(dls.train.get_idxs()) == list(range(72))
+
+
+def test_labels_that_are_corrected_between_two_fits():
+    """The next pass draws by the new labels, and has the length that fastai has been told; then the length is new."""
+    y = torch.zeros(64, 2)
+    y[:, 0], y[:4, 1] = 1, 1
+    data = torch.utils.data.TensorDataset(torch.arange(64)[:, None].float(), y)
+    dls = with_sampler(DataLoaders.from_dsets(data, data, bs=4, num_workers=0, device="cpu"), "repeat_factor", t=1.0)
+    learn = Learner(dls, nn.Linear(1, 2), loss_func=BCEWithLogitsLossFlat())
+    lengths, drawn = [], []
+
+    class Seen(Callback):
+        run_valid = False
+
+        def before_train(self):
+            drawn.append([])
+
+        def after_batch(self):
+            drawn[-1] += self.learn.xb[0][:, 0].long().tolist()
+            lengths.append((len(dls.train), self.learn.n_iter))
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, 0.0, cbs=Seen())
+        before = len(dls.train)
+        assert before == len(drawn[0]) // 4 == (60 + 4 * 4) // 4 and np.bincount(drawn[0])[:4].min() == 4
+        y[1:4, 1] = 0  # a single image is left, which comes √64 times
+        learn.fit_one_cycle(2, 0.0, cbs=Seen())
+    assert len(drawn[1]) == before * 4 and set(drawn[1]) == set(range(64))
+    assert len(drawn[2]) == len(dls.train) * 4 == (63 + 8) // 4 * 4
+    assert drawn[2].count(0) >= 7 and max(drawn[2].count(i) for i in range(1, 64)) == 1
+    assert learn.pct_train == pytest.approx(1)
 
 
 def test_loaders_of_another_type_are_refused():
@@ -254,7 +298,7 @@ def test_loaders_of_another_type_are_refused():
 
     block, items = blocks()
     with pytest.raises(ValueError, match=r"is a Other.*dl_type=SampledDL"):
-        with_sampler(block.dataloaders(items, bs=8, dl_type=Other, num_workers=0))
+        with_sampler(block.dataloaders(items, bs=8, dl_type=Other, num_workers=0), None)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -273,71 +317,4 @@ def test_processes_share_the_samplers_batches_without_overlap(sampler, world, mo
         return drawn
 
     together = np.concatenate([np.array(rank(r)) for r in range(world)], 1)  # the k-th batches of all processes
-    if sampler == "class_aware":
-        expected = batches(ClassAwareSampler(targets, 8 * world))
-    else:
-        drawn = RepeatFactorSampler(targets).indices()
-        expected = drawn[: len(drawn) // (8 * world) * 8 * world].reshape(-1, 8 * world)
-    assert (together == expected).all()
-
-
-# ---------------------------------------------------------------- resampling in a part of training
-
-
-class Drawn(Callback):
-    """Keeps what the epochs draw."""
-
-    run_valid = False
-
-    def before_fit(self):
-        self.epochs, self.shares = [], []
-
-    def before_train(self):
-        self.epochs.append([])
-
-    def after_batch(self):
-        self.epochs[-1] += self.learn.xb[0][:, 0].long().tolist()
-        self.shares.append(self.learn.pct_train)
-
-
-def index_learner(targets, sampler, bs=8):
-    """A learner whose inputs are the samples' indices."""
-    data = torch.utils.data.TensorDataset(
-        torch.arange(len(targets))[:, None].float(), torch.from_numpy(targets).float()
-    )
-    dls = DataLoaders.from_dsets(data, data, bs=bs, num_workers=0, device="cpu")
-    dls = dls if sampler is None else with_sampler(dls, sampler, targets)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(1, targets.shape[1]))
-    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), cbs=Drawn())
-
-
-@pytest.mark.parametrize(
-    ("start", "stop", "n_epoch", "expected"),
-    [(0, 0.8, 5, [1, 1, 1, 1, 0]), (0.8, 1, 5, [0, 0, 0, 0, 1]), (0, 0.5, 3, [1, 0, 0]), (0.25, 0.75, 4, [0, 1, 1, 0])],
-)
-def test_resampling_in_a_part_of_training(start, stop, n_epoch, expected):
-    targets = make_targets(200, counts=(100, 50, 20, 8, 2))
-    learn = index_learner(targets, "class_aware")
-    sampler = ClassAwareSampler(targets, 8)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(n_epoch, 0.0, cbs=ResampleCallback(start, stop))
-    drawn = learn.drawn.epochs
-    assert len(drawn) == n_epoch
-    sampled = iter(range(n_epoch))
-    for indices, on in zip(drawn, expected, strict=True):
-        if on:
-            assert indices == sampler.indices(next(sampled)).tolist()
-        else:
-            assert sorted(indices) == list(range(200))
-    # Epochs of different length: the schedules still run evenly from 0 to 1.
-    assert np.all(np.diff(learn.drawn.shares) > 0) and learn.drawn.shares[-1] == pytest.approx(1)
-    assert learn.dls.train.resample and len(learn.dls.train) == len(sampler) // 8
-
-
-def test_resampling_needs_a_sampler_and_shares_in_order():
-    learn = index_learner(make_targets(40, counts=(20, 4)), None)
-    with learn.no_bar(), pytest.raises(ValueError, match=r"TfmdDL, which has no sampler to switch.*with_sampler"):
-        learn.fit(1, cbs=ResampleCallback())
-    for start, stop in ((0.5, 0.5), (-0.1, 1), (0, 1.5)):
-        with pytest.raises(ValueError, match="0 <= start < stop <= 1"):
-            ResampleCallback(start, stop)
+    assert (together == whole_batches(SAMPLERS[sampler](targets), 8 * world)).all()

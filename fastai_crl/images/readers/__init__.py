@@ -28,6 +28,7 @@ __all__ = [
     "check_intensity",
     "header",
     "read_planes",
+    "read_values",
     "reader_of",
     "register_reader",
 ]
@@ -112,6 +113,9 @@ def _source(file: Input, n: int) -> Source:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
     source = reader.open(file, n)
     check_pixels(source.height, source.width)
+    if source.planes == 1 and n == 3 and reader.channels == (1, 3):  # of a picture, that is red, green and blue
+        decode = source.decode
+        source = replace(source, planes=3, decode=lambda: np.repeat(decode(), 3, 0))
     # A grey file saved as colour may stand for one channel, and alpha is no channel unless all four are asked for.
     if source.planes != n and not (source.colour and n in (1, 3)):
         raise ValueError(
@@ -173,11 +177,25 @@ def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, 
         raise ValueError(_reason(e)) from e
 
 
+def read_values(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[np.ndarray, int]:
+    """Read the `n` channels of one file as they are stored, integers (n,H,W), and the value of full intensity.
+
+    Arguments and errors are those of `read_planes`.
+    """
+    try:
+        with _opened(file) as opened:
+            return _decode(_source(opened, n), n, bits)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Image file {file} does not exist: every image needs all its files.") from e
+    except Exception as e:  # decoders raise about anything on damaged bytes
+        message = f"Image file {file} cannot be read ({_reason(e)}): replace the file or leave its id out."
+        raise ValueError(message) from e
+
+
 def read_planes(
     file: str | Path,
     n: int = 1,
     size: tuple[int, int] | None = None,
-    resample: int = Image.Resampling.BILINEAR,
     bits: int | None = None,
     stretch: tuple[float, float] | None = None,
 ) -> np.ndarray:
@@ -189,7 +207,6 @@ def read_planes(
             bands. More for a TIFF of several pages, or with the channels as its first or last axis; 3 for any picture
             in RGB.
         size: (height, width) to which each channel is resized on its own; None keeps the size of the file.
-        resample: how.
         bits: depth of the data in 16-bit files, 9 to 16: 2**bits-1 becomes 255. Default: the file's own depth (16, or
             what a packed TIFF says). Files of 8 bits keep their values. Of other integers only `bits` tells the depth.
         stretch: percentiles (lo, hi), 0 <= lo < hi <= 100: each channel is stretched, before it is resized, so that its
@@ -202,12 +219,5 @@ def read_planes(
             values beyond `bits`, a table of colours that is no brightness, or more than `PIL.Image.MAX_IMAGE_PIXELS`
             pixels (known from the header, before anything is decoded). Each names the file and the fix.
     """
-    try:
-        with _opened(file) as opened:
-            a, white = _decode(_source(opened, n), n, bits)
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"Image file {file} does not exist: every image needs all its files.") from e
-    except Exception as e:  # decoders raise about anything on damaged bytes
-        message = f"Image file {file} cannot be read ({_reason(e)}): replace the file or leave its id out."
-        raise ValueError(message) from e
-    return np.stack([to_bytes(p, white, size, resample, stretch) for p in a])
+    a, white = read_values(file, n, bits)
+    return np.stack([to_bytes(p, white, size, stretch) for p in a])

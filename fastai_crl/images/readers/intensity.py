@@ -52,27 +52,28 @@ def white_of(dtype: np.dtype, white: int | None, bits: int | None) -> int:
     return 65535 if white is None else white
 
 
-def brightness(a: np.ndarray, table: np.ndarray, bits: int) -> np.ndarray:
+def brightness(a: np.ndarray, table: np.ndarray, depth: int) -> np.ndarray:
     """Return what a picture with a table of colours shows as one channel, uint8, or raise ValueError.
 
-    A table of all 2**`bits` values that never gets darker is for display: the indices are the data, as when ImageJ
-    saves a channel with a look-up table such as Green, or HiLo, which marks the first and the last value. A table of
-    greys in any order is how small pictures are stored: the greys are the data. Any other table has no one reading.
+    A table of all 2**`depth` values that never gets darker is for display: the indices are the data, as when ImageJ
+    saves a channel with a look-up table such as Green, or HiLo, greys of which the first and the last are coloured. A
+    table of greys in any other order is how small pictures are stored: the greys are the data. Any other table has no
+    one reading.
 
     Args:
         a: indices.
         table: colours (k,3).
-        bits: of an index.
+        depth: of an index in bits.
     """
     table = table.astype(int)
-    full, steps = len(table) == 2**bits, np.diff(table[1:-1], axis=0)
+    grey = (table == table[:, :1]).all(1)
+    full, steps = len(table) == 2**depth, np.diff(table[grey] if grey[1:-1].all() else table, axis=0)
     if full and (steps >= 0).all() and (steps > 0).any():
-        return np.round(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)[a]
+        return np.round(np.arange(2**depth) * (255 / (2**depth - 1))).astype(np.uint8)[a]
     used = np.unique(a)
     if used[-1] >= len(table):
         raise ValueError("it has indices beyond its table of colours")
-    grey = (table[used] == table[used, :1]).all()
-    if not grey or (full and (steps <= 0).all()):
+    if not grey[used].all() or (full and (steps <= 0).all()):
         raise ValueError(
             "its table of colours is no brightness, from dark to bright, so that it does not stand for one channel: "
             "save it in grey (in ImageJ: Image > Lookup Tables > Grays)"
@@ -81,7 +82,7 @@ def brightness(a: np.ndarray, table: np.ndarray, bits: int) -> np.ndarray:
 
 
 def to_bytes(
-    a: np.ndarray, white: int, size: tuple[int, int] | None, resample: int, stretch: tuple[float, float] | None
+    a: np.ndarray, white: int, size: tuple[int, int] | None, stretch: tuple[float, float] | None
 ) -> np.ndarray:
     """Return one plane (H,W) scaled, resized and rounded, uint8."""
     lo, hi = (0, white) if stretch is None else np.percentile(a, stretch)
@@ -91,5 +92,5 @@ def to_bytes(
         a = rescale_intensity(a, (lo, hi), (0, 255)).astype(np.float32)
     if size is not None and a.shape != size:
         # Pillow's resize is antialiased, and exact on floats.
-        a = np.asarray(Image.fromarray(a).resize(size[::-1], resample))
+        a = np.asarray(Image.fromarray(a).resize(size[::-1], Image.Resampling.BILINEAR))
     return a if a.dtype == np.uint8 else a.round().clip(0, 255).astype(np.uint8)

@@ -25,6 +25,8 @@ def open_with_pillow(file: Input, n: int) -> Source:
         raise ValueError(f"it holds {frames} frames where {n} channels are expected: save one image alone")
     if mode == "F" or (mode == "I" and im.format not in ("PNG", "PPM")):
         raise ValueError(f"its pixels are of a kind ({mode}) without a fixed range: save it with 8 or 16 bits")
+    if mode in ("CMYK", "LAB"):
+        raise ValueError(f"its colours are {mode}, which no one rule turns into red, green and blue: save it as RGB")
     grey = mode in ("L", "1", "LA", "La") or mode.startswith("I") or (mode in ("P", "PA") and n in (1, frames))
     colours = "RGBA" if mode == "RGBA" or im.has_transparency_data else "RGB"
     planes = frames if grey else len(colours)

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
 from PIL import Image
-from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries, logger
+from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries, logger
 
 from .base import Input, Reader, Source, check_pixels
 from .intensity import brightness
@@ -27,7 +28,10 @@ _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SPARE_PAGES = 1000  # beyond the number of channels: so many are still read, to say what is wrong with them
 _SHOWN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.PALETTE)
 _CLAIM = "save the channels of one image alone, as a plain TIFF"
-_LACKS = "truncated: it lies about where its pixels are, or lacks some of them"
+_NO_CHANNELS = "ZTAPRHLVM"  # axes of tifffile: depth, time, angle and so on
+_CLAIMS = ("SizeC", "SizeZ", "SizeT", "PlaneCount", "NumPlanes", "SamplesPerPixel")  # of OME-XML
+_MOST_ELSEWHERE = 10**6  # planes, in all files of a set
+_LACKS = "truncated: pixels are not where the header says, or some are missing"
 # What decodes to bytes. libtiff is the faster with the first two; of the others it drops what a strip holds beyond its
 # pixels, which shows a damaged header, and tifffile refuses it.
 _LIBTIFF = {COMPRESSION.NONE, COMPRESSION.LZW}
@@ -88,7 +92,7 @@ def _check_chain(f: BinaryIO, start: bytes, most: int) -> None:
 
 
 def _check_page(page: TiffPage, end: int) -> None:
-    """Raise ValueError for a page that lies about its pixels, or lacks some of them, in a file of `end` bytes."""
+    """Raise ValueError for a page whose pixels are not all where its header says, in a file of `end` bytes."""
     sides = [page.imagelength, page.imagewidth, *((page.tilelength, page.tilewidth) if page.is_tiled else ())]
     if not all(isinstance(v, int) for v in [*sides, page.bitspersample]):  # tuples, with a damaged count
         raise ValueError("its header is damaged, or its samples are of different depth")
@@ -145,6 +149,21 @@ def _check_pictures(f: BinaryIO, page: TiffPage) -> None:
 # ---------------------------------------------------------------- reading
 
 
+def _check_ome(xml: str, held: int) -> None:
+    """Raise ValueError for OME-XML that claims more planes than `held`, as tifffile would make a list of them all."""
+    most = _MOST_ELSEWHERE if "FileName" in xml else held
+    try:
+        elements = list(ElementTree.fromstring(xml).iter())
+    except ElementTree.ParseError:
+        return  # which tifffile does not follow either
+    for element in elements:
+        if "ModuloAlong" in element.tag:
+            raise ValueError(f"its description divides an axis into further ones: {_CLAIM}")
+        claimed = math.prod(int(element.get(name, 1)) for name in _CLAIMS)
+        if claimed > most:
+            raise ValueError(f"its description claims {claimed} planes, the file holds {held}: {_CLAIM}")
+
+
 def _series(tif: TiffFile, pages: list[TiffPage]) -> TiffPageSeries:
     """Return the one image that a file holds, or raise ValueError if it claims other planes than it has."""
     series = tif.series
@@ -176,6 +195,8 @@ def _open(file: Input, n: int) -> Source:
         page, *more = pages
         if any(_kind(p) != _kind(page) for p in more):
             raise ValueError("it holds images of different size or kind, save the channels of one image alone")
+        if tif.is_ome:
+            _check_ome(tif.ome_metadata, sum(p.samplesperpixel for p in pages))
         series = _series(tif, pages)
     axes, shape = series.axes, series.shape
     # Without colours, nothing tells whether channels come first or last: the number of channels does.
@@ -185,6 +206,9 @@ def _open(file: Input, n: int) -> Source:
     if len(shape) != 3:
         raise ValueError(f"it has the axes {axes} of lengths {shape}, save one channel axis, height and width")
     planes, height, width = (shape[2], *shape[:2]) if last else shape
+    if planes > 1 and (axis := axes[-1 if last else 0]) in _NO_CHANNELS:
+        what = f"its axes {axes} say that its {planes} planes differ in {TIFF.AXES_NAMES[axis]}, not in channel"
+        raise ValueError(f"{what}: {_CLAIM}, or name the axis C if they are channels")
     behind = math.prod(shape) > sum(p.size for p in pages)  # one page stands for planes that lie behind it
     if behind and (len(pages) > 1 or series.dataoffset is None or series.dataoffset + series.nbytes > end):
         raise ValueError(f"truncated: its description claims {planes} planes, it holds {len(pages)}: {_CLAIM}")

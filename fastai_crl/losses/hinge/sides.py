@@ -50,7 +50,7 @@ class Sides(NamedTuple):
     minority: Tensor  # (n, M) 1 on the minority side, else 0
     majority: Tensor  # (n, M) the scores on the majority side, those of other samples moved `apart` below
     h: Tensor  # (M,) long: samples on the minority side
-    g: Tensor  # (M,) long: samples on the majority side
+    g: Tensor  # (M,) long: hard negatives, at most κ
     share: Tensor  # (M,) what one triplet of the label counts in the mean; 0 where there is none
     far: Tensor  # (N, M) samples of the hard negatives, hardest first, padded with any others
     signed: bool  # scores may be below 0
@@ -118,8 +118,7 @@ def all_active(sides: Sides) -> tuple[Tensor, Tensor]:
     A label's term is then m - mean(p of the minority side) + mean(p of its hard negatives), which needs no search.
     Returns the weights, (n, M), and what all hinges count in the mean, a scalar.
     """
-    n_far = sides.g.clamp_max(len(sides.far))
-    real = torch.arange(len(sides.far), device=sides.far.device)[:, None] < n_far
+    real = torch.arange(len(sides.far), device=sides.far.device)[:, None] < sides.g
     weights = torch.zeros_like(sides.scores).scatter_(0, sides.far, (real * sides.h).to(sides.scores.dtype))
-    weights.sub_(sides.minority * n_far).mul_(sides.share)
-    return weights, (sides.h * n_far * sides.share).sum()
+    weights.sub_(sides.minority * sides.g).mul_(sides.share)
+    return weights, (sides.h * sides.g * sides.share).sum()

@@ -57,6 +57,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
     if options.scope == "attribute":
         turned = 2 * h > n
         h, g = torch.where(turned, g, h), torch.where(turned, h, g)
+    g = g.clamp_max(options.k)
     few = within_limit(h, n, options.rho, options.scope, frequency)
     triplets = n_triplets(h * few, g, options.k, options.lone_positive)
     share = _share(triplets, options.by_label, scores.dtype)
@@ -73,8 +74,8 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
         own, flip = y.index_select(1, labels), None if turned is None else turned.take(labels)
         if flip is not None and readable(flip) and not flip.any():
             flip = None
-        each = (x.take(labels) for x in (h, g, share))
-        sides = Sides.of(scores.index_select(1, labels), own.floor(), own.ceil(), flip, *each, options)
+        of_label = h.take(labels), g.take(labels), share.take(labels)
+        sides = Sides.of(scores.index_select(1, labels), own.floor(), own.ceil(), flip, *of_label, options)
         part, active = _weigh(sides, most)
         weights.index_copy_(1, labels, part if flip is None else torch.where(flip, -part, part))
         total += active

@@ -1,4 +1,4 @@
-"""A full report on a data set before training: every file is read, every problem is listed, nothing is raised."""
+"""The audit of a data set before training: every file is read, every problem is listed, nothing is raised."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
+from skimage.exposure import is_low_contrast
 
 from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
-from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.layout import CHANNELS, PATTERN
+from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.levels import lost_levels
 
 from .annotations import Annotations
-from .csv_file import read_file
-from .ids import leading_out, same_files
-from .label_reader import doubtful_labels, number_first
+from .csv_file import leading_out, read_file, same_files
+from .label_parser import doubtful_labels, number_first
 
 # Those that loading or training would stop at; the others cost quality at most.
 _ERRORS = (
@@ -40,6 +40,8 @@ _ERRORS = (
     "unreadable file",
     "channels of different size",
 )
+_SATURATED = 0.05  # share of the pixels at full intensity from which a channel is reported
+_SAMPLED = 128  # pixels of a side by which the contrast is judged: percentiles of all take longer than decoding
 _COLUMNS = ["level", "problem", "id", "channel", "detail"]
 
 
@@ -111,7 +113,7 @@ class _Image:
     fingerprint: tuple[bytes, np.ndarray] | None = None
 
 
-def _inspect(images: ImageSet, id_: str, saturated: float) -> _Image:
+def _inspect(images: ImageSet, id_: str) -> _Image:
     files, channels = images.files(id_), images.channels
     if not any(f.exists() for f in files):
         return _Image()
@@ -120,7 +122,7 @@ def _inspect(images: ImageSet, id_: str, saturated: float) -> _Image:
     for file, names in zip(files, [channels] if len(files) == 1 else [(c,) for c in channels], strict=True):
         channel = names[0] if len(names) == 1 else ""
         try:
-            opened = images.with_(channels=names).open(id_).numpy()
+            opened = images.with_(channels=names, size=None).open(id_).numpy()
         except FileNotFoundError:
             image.problems.append(("missing file", channel, file.name))
             continue
@@ -131,13 +133,15 @@ def _inspect(images: ImageSet, id_: str, saturated: float) -> _Image:
         for c, plane in zip(names, opened, strict=True):
             counts = np.bincount(plane.ravel(), minlength=256)
             image.histogram[channels.index(c)] = counts
-            if counts[0] == plane.size:
-                image.problems.append(("black", c, "all pixels are 0"))
-            elif counts[255] > saturated * plane.size:
+            if counts[255] > _SATURATED * plane.size:
                 image.problems.append(("saturated", c, f"{counts[255] / plane.size:.1%} of the pixels"))
+            elif is_low_contrast(plane[:: len(plane) // _SAMPLED + 1, :: plane.shape[1] // _SAMPLED + 1]):
+                low, high = np.searchsorted(counts.cumsum(), (0.01 * plane.size, 0.99 * plane.size))
+                image.problems.append(("low contrast", c, f"98 % of the pixels are {low} to {high} of 255"))
     shapes = [f"{p.shape[0]}x{p.shape[1]}" for p in planes]
     if len(set(shapes)) > 1:
-        image.problems.append(("channels of different size", "", ", ".join(shapes)))
+        if images.size is None:
+            image.problems.append(("channels of different size", "", ", ".join(shapes)))
     elif len(planes) == len(channels):
         image.size = planes[0].shape
         image.fingerprint = fingerprint(np.stack(planes))
@@ -145,18 +149,13 @@ def _inspect(images: ImageSet, id_: str, saturated: float) -> _Image:
 
 
 def check(
-    path: str | Path,
-    csv_fname: str | Path | None = "train.csv",
-    folder: str | Path = "train",
-    channels: Sequence[str] = CHANNELS,
-    pattern: str = PATTERN,
+    images: ImageSet,
+    csv: str | Path | None = None,
     id_col: str | int = "Id",
     label_col: str | int | Sequence[str | int] = "Target",
     label_delim: str | None = " ",
     vocab: Iterable[Any] | None = None,
-    saturated: float = 0.05,
     max_distance: float = 0.03,
-    bits: int | None = None,
     progress: bool = True,
 ) -> FolderReport:
     """Read every image and row of a data set and report all that is wrong with it, as tables.
@@ -165,39 +164,33 @@ def check(
     several; a line break in an id or label; a row without id, with an id of another row, or with one that names the
     same file or a file outside the folder; a row without any image, without a label where it needs one, with a label
     outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a row
-    without label; a label that looks like several, or like another; an image of another size than most; a black or
-    saturated channel; an image with the pixels of an earlier one ("duplicate") or nearly so ("near-duplicate", by
-    perceptual hash, see `duplicate_groups`); all that is wrong with the files of an image without row.
+    without label; a label that looks like several, or like another; an image of another size than most; a saturated
+    channel (full intensity in more than 5 % of its pixels), or one of low contrast (98 % of its pixels within 5 % of
+    the range, as in a black one); 16-bit files that use a small part of their range (a sample of 32 images tells); an
+    image with the pixels of an earlier one ("duplicate") or nearly so
+    ("near-duplicate", by perceptual hash, see `duplicate_groups`); all that is wrong with the files of an image without
+    row.
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
     Args:
-        path: folder of the data set.
-        csv_fname: csv below it; None for images without labels.
-        folder: of the images, below `path`.
-        channels: see `ImageSet`, like `pattern` and `bits`.
-        pattern: see there.
+        images: where they lie and how they are read, at the size of their files.
+        csv: file of the rows, one per image; None for images without labels.
         id_col: see `Annotations.from_csv`, like the next two.
         label_col: see there.
         label_delim: see there.
         vocab: the labels allowed; None for any.
-        saturated: a channel with more than this share of pixels at full intensity is reported, 0 to 1.
         max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
-        bits: see `ImageSet`.
         progress: show a progress bar.
 
     Returns:
         `FolderReport`: all problems, those of a csv or folder that cannot be read too.
 
     Raises:
-        ValueError: an argument out of range; nothing else raises.
+        ValueError: an argument out of range, or of another type; nothing else raises.
     """
     check_distance(max_distance)
-    if not 0 <= saturated <= 1:
-        raise ValueError(f"saturated={saturated} must be a share of the pixels, 0 to 1.")
-    path = Path(path)
-    images = ImageSet(path / folder, channels, pattern, bits=bits)
-    channels = images.channels
+    channels = check_images(images).channels
     problems: list[tuple[str, str, str, str]] = []
     rows = labels = None
     in_folder: list[str] = []
@@ -205,9 +198,9 @@ def check(
         in_folder = images.found_ids()
     except OSError as e:
         problems.append(("unreadable folder", "", "", str(e)))
-    if csv_fname is not None:
+    if csv is not None:
         try:
-            csv_file = read_file(path / csv_fname)
+            csv_file = read_file(Path(csv))
             problems += [(f.problem, "", "", f.detail) for f in csv_file.faults]
             rows = Annotations.unchecked(csv_file, id_col, label_col, label_delim)
         except (OSError, ValueError) as e:
@@ -222,7 +215,7 @@ def check(
 
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
     with ThreadPoolExecutor() as pool:
-        inspected = pool.map(lambda i: _inspect(images, i, saturated), ids)
+        inspected = pool.map(lambda i: _inspect(images, i), ids)
         for i, image in zip(
             ids, progress_bar(inspected, len(ids), leave=False) if progress else inspected, strict=True
         ):
@@ -234,13 +227,13 @@ def check(
             if image.fingerprint is not None:
                 sizes[i], prints[i] = image.size, image.fingerprint
     problems += _odd_sizes(sizes) + _duplicates(prints, max_distance)
+    problems += [("grey levels lost", "", c, lost) for c, lost in lost_levels(images, list(prints)).items()]
     # Files that no row names are never loaded.
     levelled = [("error" if p[0] in _ERRORS and p[1] not in unnamed else "warning", *p) for p in problems]
     table = pd.DataFrame(levelled, columns=_COLUMNS, dtype=object)
     n_rows = None if rows is None else len(rows)
-    return FolderReport(
-        path / folder, n_rows, len(in_folder), Counter(sizes.values()), table, labels, _statistics(histogram, channels)
-    )
+    found_sizes, statistics = Counter(sizes.values()), _statistics(histogram, channels)
+    return FolderReport(images.folder, n_rows, len(in_folder), found_sizes, table, labels, statistics)
 
 
 def _rows(

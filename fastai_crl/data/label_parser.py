@@ -26,7 +26,7 @@ def number_first(label: str) -> tuple[bool, int, str]:
 
 
 @dataclass(frozen=True)
-class LabelReader:
+class LabelParser:
     """How a row's labels are read: from one column of text, or from one column of 0 and 1 per label.
 
     Args:
