@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fastai_crl.losses.alpha import ramp
+from fastai_crl.losses.imbalance import ramp
 from torch import Tensor
 
 from fastai_crl.losses import CRL
