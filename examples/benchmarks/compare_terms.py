@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fastai_crl.losses.imbalance import ramp
 from torch import Tensor
 
 from fastai_crl.losses import CRL
 from fastai_crl.losses.criteria import Ranking
 from fastai_crl.losses.crl import Rectified
+from fastai_crl.losses.imbalance import ramp
 from fastai_crl.mining import minority_classes
 
 __all__ = ["TERMS", "Term", "easy_anchors"]
