@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision  # noqa: F401  (gives learners to_bf16 and to_fp16)
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from fastai.learner import Learner
-from fastai.metrics import BalancedAccuracy, F1Score, accuracy
-from fastai.torch_core import params
+from fastai.torch_core import default_device
 from fastai.vision.learner import default_split, model_meta, vision_learner
 from fastcore.foundation import L
 from matplotlib.axes import Axes
@@ -21,10 +23,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
-from fastai_crl._fastai import rebuild
+from fastai_crl._fastai import labels_beside_weights, rebuild
 from fastai_crl.callback import CRLCallback
-from fastai_crl.evaluate.decisions import set_thresholds, thresholds_of
-from fastai_crl.evaluate.metrics import MacroF1, MeanAP
+from fastai_crl.evaluate.decider import (
+    keep_thresholds,
+    labels_of,
+    set_thresholds,
+    thresholds_of,
+    warn_of_other_labels,
+)
+from fastai_crl.evaluate.metrics import ClassBalancedAccuracy, MacroF1, MeanAP, MicroF1
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
@@ -36,6 +44,7 @@ from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 from fastai_crl.losses.prior import start_at_frequency
 from fastai_crl.predict import show_predictions
+from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
@@ -54,10 +63,47 @@ class CRLLearner(Learner):
 
     default_epochs: int = 10
 
-    def __init__(self, dls: DataLoaders, model: nn.Module, loss_func: Any = None, *args: Any, **kwargs: Any):
-        super().__init__(dls, model, loss_func, *args, **kwargs)
-        if not hasattr(self.loss_func, "activation"):  # predictions would be logits
-            self.loss_func = complete(self.loss_func, is_single_label(dls, get_c(dls) or None))
+    @property
+    def dls(self) -> DataLoaders:
+        return self._dls
+
+    @dls.setter
+    def dls(self, dls: DataLoaders) -> None:
+        warn_of_other_labels(labels_of(vars(self).get("_dls")), labels_of(dls), "The new loaders have")
+        self._dls = dls
+
+    @property
+    def loss_func(self) -> Any:
+        return self._loss_func
+
+    @loss_func.setter
+    def loss_func(self, loss: Any) -> None:
+        if not isinstance(getattr(loss, "__self__", None), Callback):  # MixUp's stands in for the loss within a fit
+            if not hasattr(loss, "activation"):  # predictions would be logits
+                loss = complete(loss, is_single_label(self.dls, get_c(self.dls) or None))
+            loss = keep_thresholds(vars(self).get("_loss_func"), loss)
+        self._loss_func = loss
+
+    def save(self, file: str | Path, **kwargs: Any) -> Path:
+        """Fastai's `save`; the weights remember the labels that they are for."""
+        with labels_beside_weights(self.model, labels_of(self.dls)):
+            return super().save(file, **kwargs)
+
+    def load(self, file: str | Path, **kwargs: Any) -> CRLLearner:
+        """Fastai's `load`; warns of weights that a learner of other labels saved."""
+        with labels_beside_weights(self.model, labels_of(self.dls)) as saved:
+            super().load(file, **kwargs)
+        warn_of_other_labels(saved.get("labels"), labels_of(self.dls), "The learner's loaders have")
+        return self
+
+    def export(self, fname: str | Path = "export.pkl", *args: Any, **kwargs: Any) -> None:
+        """Fastai's `export`; one that fails leaves the learner its data and optimizer."""
+        dls, opt = self.dls, self.opt
+        try:
+            super().export(fname, *args, **kwargs)
+        except BaseException:
+            self.dls, self.opt = dls, opt
+            raise
 
     def fit_one_cycle(self, n_epoch: int | None = None, *args: Any, **kwargs: Any) -> None:
         """Fastai's `fit_one_cycle`; n_epoch: number of epochs, default `self.default_epochs`."""
@@ -112,7 +158,7 @@ def crl_learner(
     schedule: Schedule | None = None,
     pretrained: bool = False,
     n_epoch: int = 10,
-    mixed_precision: bool = False,
+    mixed_precision: bool | None = None,
     metrics: Any = None,
     cbs: Any = None,
     **kwargs: Any,
@@ -137,9 +183,10 @@ def crl_learner(
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
         n_epoch: epochs of `fit_one_cycle()` without an argument.
-        mixed_precision: train in float16 with loss scaling (`to_fp16`); CUDA only.
-        metrics: default macro F1 at 0.5 and mean average precision; for single-label accuracy, balanced accuracy and
-            macro F1.
+        mixed_precision: train in bfloat16 where the GPU has it, else in float16 with loss scaling. Default: on CUDA;
+            False trains in float32.
+        metrics: default macro F1 and mean average precision; for single-label accuracy, balanced accuracy and macro F1.
+            All decide as the learner does, so at 0.5, or for the likeliest class, until thresholds are fitted.
         cbs: more callbacks, beside `CRLCallback`; a `CRLCallback` among them takes the place of crl_learner's own.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
             frequency, average, shift, engine), and of fastai's `vision_learner`. Default: `criterion="ranking"`, where
@@ -184,15 +231,18 @@ def crl_learner(
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
     loss_func = complete(loss_func, single_label)
     if metrics is None:
-        metrics = [accuracy, BalancedAccuracy(), F1Score(average="macro")] if single_label else [MacroF1(), MeanAP()]
-    if mixed_precision and not torch.cuda.is_available():
+        metrics = [MacroF1(), MeanAP()]
+        if single_label:
+            metrics = [MicroF1(name="accuracy"), ClassBalancedAccuracy(), MacroF1()]
+    device = getattr(dls, "device", None) or default_device()
+    if mixed_precision and device.type != "cuda":
         raise ValueError("mixed_precision=True needs a CUDA device, and there is none: leave it off on a CPU.")
     splitter = kwargs.pop("splitter", None)
     if splitter is None:
         splitter = model_meta.get(arch, {}).get("split", default_split) if not isinstance(arch, str) else default_split
     rgb_stem = pretrained and not isinstance(arch, str) and n_in > 3  # timm spreads the RGB filters by itself
     if rgb_stem:
-        splitter = _StemSplitter(splitter)
+        splitter = StemSplitter(splitter)
     if not get_c(dls):
         kwargs.setdefault("n_out", n_labels)
     if not hasattr(dls, "after_batch"):
@@ -208,12 +258,17 @@ def crl_learner(
         **kwargs,
     )
     if rgb_stem:
-        _spread_rgb(_stem(plain.model))
+        spread_rgb(plain.model)
     if counts is not None and not single_label:
         _start(plain.model, counts, len(dls.train.dataset))
     learn = rebuild(plain, CRLLearner, [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)])
     learn.default_epochs = n_epoch
-    return learn.to_fp16() if mixed_precision else learn
+    return learn if mixed_precision is False or device.type != "cuda" else _in_mixed_precision(learn)
+
+
+def _in_mixed_precision(learn: CRLLearner) -> CRLLearner:
+    """Have a learner train in bfloat16, whose range is that of float32, or, on GPUs without it, in float16."""
+    return learn.to_bf16() if torch.cuda.is_bf16_supported(including_emulation=False) else learn.to_fp16()
 
 
 def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | None:
@@ -257,28 +312,3 @@ def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:
     if n_labels != (get_c(dls) or n_labels):
         raise ValueError(f"Targets have {n_labels} columns, but dls.c is {get_c(dls)}: they must agree.")
     return shapes[0][1], False, n_labels
-
-
-def _stem(model: nn.Module) -> nn.Conv2d:
-    return next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-
-
-@torch.no_grad()
-def _spread_rgb(conv: nn.Conv2d) -> None:
-    """Give channels that a pretrained stem never saw the mean of its RGB filters, and keep the sum over channels."""
-    n_in = conv.in_channels
-    conv.weight[:, 3:] = conv.weight[:, :3].mean(1, keepdim=True)
-    conv.weight *= 3 / n_in
-
-
-class _StemSplitter:
-    """Parameter groups of `split`, with the stem moved to the last: it then trains with the head."""
-
-    def __init__(self, split: Callable[[nn.Module], L]):
-        self.split = split
-
-    def __call__(self, model: nn.Module) -> L:
-        stem = params(_stem(model))
-        ids = {id(p) for p in stem}
-        groups = [[p for p in group if id(p) not in ids] for group in self.split(model)]
-        return L(*groups[:-1], groups[-1] + stem)

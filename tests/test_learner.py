@@ -1,20 +1,28 @@
 """`crl_learner`: the literal line, the stem, and what it infers."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from fastai.callback.fp16 import AMPMode
+from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
-from fastai.learner import load_learner
+from fastai.learner import Learner, load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.vision.models.xresnet import xresnet18
 from torch import nn
 from torchvision.models import resnet18
 
-from fastai_crl import learner as learner_module
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
+from fastai_crl.evaluate.decider import threshold_in_use
+from fastai_crl.evaluate.decisions import decide
+from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.labels import label_counts, shown_names
-from fastai_crl.learner import CRLLearner, crl_learner
+from fastai_crl.learner import CRLLearner, _in_mixed_precision, crl_learner
 from fastai_crl.losses.crl_loss import CRLLoss
+from fastai_crl.stem import stem_of
 
 
 @pytest.mark.slow
@@ -45,7 +53,7 @@ def test_multi_label_defaults(hpa_dls):
     learn = crl_learner(hpa_dls, resnet18, k=7, level="instance", criterion="relative", schedule=[1.0])
     assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
     assert learn.crl.term.k == 7 and learn.crl.term.level == "instance" and learn.crl.schedule == [1.0]
-    assert learner_module._stem(learn.model).in_channels == 4
+    assert stem_of(learn.model).in_channels == 4
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
@@ -77,7 +85,7 @@ def test_single_label_defaults(single_label_dls):
     torch.testing.assert_close(learn.loss_func.shift.cpu(), share.log())
     learn.fit_one_cycle(1)
     torch.testing.assert_close(learn.crl.term.shift.cpu(), share.log())  # CRL sees what its base sees
-    assert learn.recorder.metric_names[3:6] == ["accuracy", "balanced_accuracy_score", "f1_score"]
+    assert learn.recorder.metric_names[3:6] == ["accuracy", "balanced_accuracy", "macro_f1"]
 
 
 def test_classes_that_cannot_be_counted(tmp_path):
@@ -100,7 +108,7 @@ def test_three_channels(hpa):
     dls = HPADataLoaders.from_csv(
         hpa, size=32, bs=16, num_workers=0, channels=("red", "green", "blue"), stats="imagenet"
     )
-    assert learner_module._stem(crl_learner(dls, xresnet18).model).in_channels == 3
+    assert stem_of(crl_learner(dls, xresnet18).model).in_channels == 3
 
 
 def test_a_crl_loss_is_taken_apart(hpa_dls):
@@ -125,7 +133,7 @@ def test_pretrained_stem_sees_every_channel(hpa_dls, monkeypatch):
     monkeypatch.setitem(model_meta, arch, model_meta[resnet18])
     rgb = arch().conv1.weight.detach()
     learn = crl_learner(hpa_dls, arch, pretrained=True)
-    stem = learner_module._stem(learn.model)
+    stem = stem_of(learn.model)
     torch.testing.assert_close(stem.weight[:, :3], rgb * 3 / 4)
     torch.testing.assert_close(stem.weight[:, 3], rgb.mean(1) * 3 / 4)
     flat = torch.ones(1, 4, 32, 32)  # the same grey in all channels gives what it gave in three
@@ -181,14 +189,28 @@ def test_show_results_interpretation_and_tta(hpa_dls):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_mixed_precision_needs_a_gpu(hpa_dls):
     with pytest.raises(ValueError, match="mixed_precision=True needs a CUDA device"):
-        crl_learner(hpa_dls, mixed_precision=True)
+        crl_learner(hpa_dls, resnet18, mixed_precision=True)
+    assert not hasattr(crl_learner(hpa_dls, resnet18), "mixed_precision")
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_bfloat16_where_the_gpu_has_it(hpa_dls, monkeypatch, in_hardware):
+    def supported(including_emulation=True):
+        return including_emulation or in_hardware
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    learn = _in_mixed_precision(crl_learner(hpa_dls, resnet18))
+    assert learn.mixed_precision.amp_mode == (AMPMode.BF16 if in_hardware else AMPMode.FP16)
 
 
 @pytest.mark.gpu
 def test_mixed_precision(hpa_dls):
-    learn = crl_learner(hpa_dls, resnet18, mixed_precision=True)
+    learn = crl_learner(hpa_dls, resnet18)
+    assert learn.mixed_precision and not hasattr(
+        crl_learner(hpa_dls, resnet18, mixed_precision=False), "mixed_precision"
+    )
     learn.fit_one_cycle(1)
-    assert learn.crl.counts_frame().to_numpy().sum() > 0
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
 
 
 def test_data_that_are_no_images():
@@ -375,3 +397,107 @@ def test_a_multi_label_network_starts_at_the_frequencies(hpa_dls):
 def test_a_network_that_cannot_start_there_says_so(hpa_dls):
     with pytest.warns(UserWarning, match="is BatchNorm1d.*It starts as it is"):
         crl_learner(hpa_dls, xresnet18, bn_final=True)
+
+
+# ---------------------------------------------------------------- what is exchanged after the learner was made
+
+
+@pytest.fixture
+def fitted(hpa_dls, tmp_path):
+    """A learner with a threshold per label."""
+    learn = CRLLearner(hpa_dls, flat(hpa_dls.c), loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
+    learn.thresholds = torch.linspace(0.1, 0.9, hpa_dls.c)
+    return learn
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.BCEWithLogitsLoss(), nn.functional.binary_cross_entropy_with_logits, BCEWithLogitsLossFlat()],
+    ids=["torch", "function", "fastai"],
+)
+def test_another_loss_is_completed_and_keeps_the_thresholds(fitted, loss):
+    before = fitted.thresholds
+    fitted.loss_func = loss
+    with fitted.no_bar(), fitted.no_logging():
+        probs, _, decided = fitted.get_preds(with_decoded=True)
+    assert 0 <= probs.min() <= probs.max() <= 1 and fitted.thresholds.tolist() == before.tolist()
+    assert torch.equal(decided, probs > torch.from_numpy(before))
+    fitted.thresholds = 0.5
+    fitted.loss_func = BCEWithLogitsLossFlat()
+    assert fitted.thresholds is None
+
+
+def test_a_loss_that_loses_the_thresholds_says_so(fitted):
+    class Decided(nn.BCEWithLogitsLoss):
+        def activation(self, x):
+            return x.sigmoid()
+
+    before = fitted.loss_func
+    with pytest.warns(UserWarning, match=r"thresholds go with its loss.*own thresh=0\.3"):
+        fitted.loss_func = BCEWithLogitsLossFlat(thresh=0.3)
+    fitted.loss_func = before
+    with pytest.warns(UserWarning, match=r"thresholds go with its loss. Decided takes no thresholds"):
+        fitted.loss_func = Decided()
+    assert fitted.thresholds is None
+
+
+def test_mixup_stands_in_for_the_loss_within_a_fit(single_label_dls, tmp_path):
+    learn = CRLLearner(single_label_dls, flat(2), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    learn.thresholds = [0.2, 0.3]
+    loss = learn.loss_func
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=MixUp())
+    assert learn.loss_func is loss and learn.thresholds.tolist() == [0.2, 0.3]
+
+
+def renamed(dls):
+    """The same data under other labels, as many."""
+    new = copy.copy(dls)
+    new.vocab = [f"new {v}" for v in dls.vocab]
+    return new
+
+
+def test_data_of_other_labels(fitted):
+    old, new = fitted.dls, renamed(fitted.dls)
+    with pytest.warns(UserWarning, match=r"made for other labels .*: 0, 1.*new loaders have new 0, new 1"):
+        fitted.dls = new
+    with pytest.raises(ValueError, match=r"thresholds are for other labels .*: 0, 1.*have new 0, .*Fit or set"):
+        threshold_in_use(fitted)
+    fitted.thresholds = dict.fromkeys(new.vocab, 0.25)
+    assert set(threshold_in_use(fitted)) == {0.25}
+    with pytest.warns(UserWarning, match="made for other labels"):
+        fitted.dls = old
+
+
+def test_weights_remember_their_labels(fitted, tmp_path, recwarn):
+    fitted.save("a")
+    fitted.load("a")
+    Learner(fitted.dls, flat(fitted.dls.c), loss_func=BCEWithLogitsLossFlat(), path=tmp_path).load("a")
+    assert not [w for w in recwarn if "labels" in str(w.message)]
+    other = CRLLearner(renamed(fitted.dls), flat(fitted.dls.c), loss_func=BCEWithLogitsLossFlat(), path=tmp_path)
+    with pytest.warns(UserWarning, match=r"made for other labels .*: 0, 1.*loaders have new 0, new 1"):
+        other.load("a")
+
+
+def test_an_export_that_fails_leaves_the_learner_as_it_was(fitted, tmp_path):
+    with fitted.no_bar(), fitted.no_logging():
+        fitted.fit(1)
+        dls, opt = fitted.dls, fitted.opt
+        with pytest.raises(RuntimeError, match="does not exist"):
+            fitted.export(tmp_path / "no" / "x.pkl")
+        assert fitted.dls is dls and fitted.opt is opt
+        before = [p.detach().clone() for p in fitted.model.parameters()]
+        fitted.fit(1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, fitted.model.parameters(), strict=True))
+
+
+def test_single_label_metrics_follow_the_thresholds(single_label_dls):
+    learn = crl_learner(single_label_dls, xresnet18)
+    with learn.no_bar(), learn.no_logging():
+        probs, targets = predict_probabilities(learn)
+        for thresholds in (None, [1e-6, 1], [1, 1e-6]):
+            if thresholds:
+                learn.thresholds = thresholds
+            chosen = decide(probs, thresholds or 0.5, single_label=True).argmax(1)
+            assert learn.validate()[1] == pytest.approx(np.mean(chosen == targets.numpy()))
+            assert learn.get_preds(with_decoded=True)[2].tolist() == chosen.tolist()

@@ -15,6 +15,7 @@ from skimage.exposure import is_low_contrast
 
 from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
 from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.levels import lost_levels
 
 from .annotations import Annotations
 from .csv_file import leading_out, read_file, same_files
@@ -165,7 +166,8 @@ def check(
     outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a row
     without label; a label that looks like several, or like another; an image of another size than most; a saturated
     channel (full intensity in more than 5 % of its pixels), or one of low contrast (98 % of its pixels within 5 % of
-    the range, as in a black one); an image with the pixels of an earlier one ("duplicate") or nearly so
+    the range, as in a black one); 16-bit files that use a small part of their range (a sample of 32 images tells); an
+    image with the pixels of an earlier one ("duplicate") or nearly so
     ("near-duplicate", by perceptual hash, see `duplicate_groups`); all that is wrong with the files of an image without
     row.
 
@@ -225,6 +227,7 @@ def check(
             if image.fingerprint is not None:
                 sizes[i], prints[i] = image.size, image.fingerprint
     problems += _odd_sizes(sizes) + _duplicates(prints, max_distance)
+    problems += [("grey levels lost", "", c, lost) for c, lost in lost_levels(images, list(prints)).items()]
     # Files that no row names are never loaded.
     levelled = [("error" if p[0] in _ERRORS and p[1] not in unnamed else "warning", *p) for p in problems]
     table = pd.DataFrame(levelled, columns=_COLUMNS, dtype=object)

@@ -1,6 +1,7 @@
 """Multi-channel images with labels in fastai's data block API, and the Human Protein Atlas (HPA) in one call."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fastai_crl.augment import microscopy_transforms
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import pack
 from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.levels import lost_levels
 from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.images.packed import Packed
 from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
@@ -82,7 +84,7 @@ class MultiChannelDataLoaders(DataLoaders):
         `learn.predict` take path prefixes folder/id (`image_ids` lists them) or rows of a DataFrame; `dls.channels`
         are the channel names. Three values say what is loaded; each is given, or made of its keywords, not both:
 
-        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `stretch`.
+        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `white`, `stretch`.
         - `annotations`, an `Annotations`: `csv_fname`, `id_col`, `label_col`, `label_delim`.
         - `split`, such as `StratifiedSplit()`: `valid_pct` (a share of the images, 0.2; 0 trains on all), `seed`,
           `group_col` (groups stay on one side, and valid_pct is a share of them), `stratify` (the share is one of each
@@ -116,7 +118,8 @@ class MultiChannelDataLoaders(DataLoaders):
             cache: True decodes and resizes all images once into path/.cache (or another folder, if given) and takes
                 batches from there; later calls use what is there, as long as the files have not changed. No workers are
                 then started unless num_workers= or item_tfms= asks for them. See `pack`.
-            check: check the files before training (see `check_folder`).
+            check: check the files before training (see `check_folder`), and warn where a sample of 32 images shows that
+                16-bit files use a small part of their range.
             seed: of the split, the sampler, and the images measured for `stats`. Beside `split` it is the sampler's.
             **kwargs: the other keywords above, and those of fastai's loaders, with val_ before them of the validation
                 loader alone.
@@ -150,6 +153,8 @@ class MultiChannelDataLoaders(DataLoaders):
         splitter = IndexSplitter(validation_rows(split, annotations))
         if check:
             images.check(annotations.ids, same_size=images.size is None)
+            for channel, lost in lost_levels(images, annotations.ids).items():
+                warnings.warn(f"Channel {channel} in {images.folder}: {lost}.", stacklevel=3)
         packed = None
         if cache:
             packed = pack(images, annotations.ids, path / ".cache" if cache is True else cache, check=False)

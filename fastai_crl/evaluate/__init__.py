@@ -1,6 +1,7 @@
 """What a trained learner is worth and what it decides: predictions, metrics, thresholds, interpretation."""
 
-from .decisions import decide, set_thresholds
+from .decider import set_thresholds
+from .decisions import decide
 from .interpret import CRLInterpretation, EpochPreds
 from .metrics import (
     CalibrationError,

@@ -1,4 +1,4 @@
-"""What a network decides: probabilities, targets and thresholds in one form, the decision, and a learner's own.
+"""What a network decides: probabilities, targets and thresholds in one form, and the decision.
 
 Everything that decides (metrics, thresholds, interpretation, pictures, submissions) does so through `decide`.
 """
@@ -6,18 +6,15 @@ Everything that decides (metrics, thresholds, interpretation, pictures, submissi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from fastai.learner import Learner
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._checks import offenders
-from fastai_crl.losses import CompleteLoss, CRLLoss
-from fastai_crl.task import is_single_label
 
 _ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
 
@@ -103,20 +100,22 @@ def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> tuple[np.ndarray, 
 
 
 def check_thresholds(
-    thresholds: float | ArrayLike | Mapping[Any, float],
+    thresholds: float | ArrayLike | Mapping[Any, float] | pd.Series,
     n_classes: int | None = None,
     names: Sequence[Any] | None = None,
 ) -> np.ndarray:
     """Return thresholds as float64: (), one for all labels, or (C,), one for each.
 
     Args:
-        thresholds: a number, C numbers, or, with `names`, a mapping from every label to its own.
+        thresholds: a number, C numbers, or a mapping or Series of pandas from every label to its own, in any order.
         n_classes: C; where it is not given, any number of thresholds will do.
-        names: of the labels, in the order of the columns.
+        names: of the labels, in the order of the columns. A Series without them goes by column numbers.
 
     Raises:
         ValueError: text, another number of thresholds than of labels, one out of [0, 1], labels missing or unknown.
     """
+    if isinstance(thresholds, pd.Series):
+        thresholds, names = _by_label(thresholds, names)
     if isinstance(thresholds, Mapping):
         if names is None:
             raise ValueError("thresholds by label need the names of the labels: give numbers, in the columns' order.")
@@ -137,6 +136,20 @@ def check_thresholds(
     if bad := [float(c) for c in cuts.ravel() if not 0 <= c <= 1]:
         raise ValueError(offenders("Thresholds out of range", bad, "They cut probabilities: give 0 to 1."))
     return cuts.astype(np.float64)
+
+
+def _by_label(series: pd.Series, names: Sequence[Any] | None) -> tuple[Any, Sequence[Any]]:
+    """Return thresholds by label and the labels' names; a Series that was never given an index is a plain list."""
+    numbers = [str(i) for i in range(len(series))]
+    names = numbers if names is None else names
+    if series.index.map(str).tolist() == numbers and set(map(str, names)) != set(numbers):
+        return series.to_numpy(), names
+    if series.index.has_duplicates:
+        fix = "Give each label one threshold."
+        raise ValueError(
+            offenders("Labels with several thresholds", list(series.index[series.index.duplicated()]), fix)
+        )
+    return series.to_dict(), names
 
 
 def decide(
@@ -178,73 +191,11 @@ def likeliest(probs: np.ndarray) -> np.ndarray:
     return np.eye(probs.shape[1], dtype=bool)[probs.argmax(1)]
 
 
-def decisions(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike) -> tuple[np.ndarray, np.ndarray, bool]:
+def decisions(
+    pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike, names: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return targets and decisions, both (n, C) bool, and whether the task is single-label."""
     pred = as_probabilities(pred, "pred")
     targets, single_label = as_targets(targ, pred.shape)
-    return targets, decide(pred, thresh, single_label=single_label), single_label
-
-
-# ---------------------------------------------------------------- in a learner
-
-
-def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, float]) -> None:
-    """Make any learner decide by `thresholds`; see `decide`.
-
-    They are kept in its loss function, a copy of the one it had, whose `decodes` makes the decisions of `predict`,
-    `show_results` and `get_preds(with_decoded=True)`, and travel with `export`. (`save` and `load` keep weights only.)
-
-    A loss of torch or timm, which makes no decisions, is completed (see `CompleteLoss`), and so is one of a
-    single-label task, which decides without thresholds.
-
-    Args:
-        learn: its loss function is replaced.
-        thresholds: one number, (C,), or a mapping from each label of the vocab, in [0, 1].
-
-    Raises:
-        ValueError: what `check_thresholds` raises; a multi-label loss function that decides without thresholds.
-    """
-    loss = deepcopy(learn.loss_func)  # a copy: fastai's data blocks share their default one among all learners
-    single_label = is_single_label(learn.dls)
-    if _decider(loss) is None and (single_label or not hasattr(loss, "activation")):
-        loss = _completed(loss, single_label)
-    decider = _decider(loss)
-    if decider is None or (getattr(decider, "single_label", False) and not single_label):
-        raise ValueError(
-            f"{type(learn.loss_func).__name__} takes no thresholds: use a multi-label loss of fastai or of make_loss, "
-            "such as BCEWithLogitsLossFlat()."
-        )
-    vocab = getattr(learn.dls, "vocab", None)
-    values = check_thresholds(thresholds, len(vocab) if vocab else None, vocab)
-    # In float64: float32 could round a threshold onto a score.
-    decider.thresh = torch.from_numpy(values) if values.ndim else float(values)
-    learn.loss_func = loss
-
-
-def thresholds_of(learn: Learner) -> np.ndarray | None:
-    """Return the thresholds (C,) that `set_thresholds` gave a learner; None where it has one number, or none."""
-    thresh = threshold_in_use(learn)
-    return thresh if np.ndim(thresh) else None
-
-
-def threshold_in_use(learn: Learner) -> float | np.ndarray:
-    """Return what a learner decides by, see `decide`: one number, 0.5 where its loss has none, or (C,) thresholds."""
-    thresh = as_array(getattr(_decider(learn.loss_func), "thresh", 0.5)).copy()
-    return thresh if thresh.ndim else float(thresh)
-
-
-def _completed(loss: Any, single_label: bool) -> Any:
-    """Return a loss that decides by thresholds: `loss`, or the one inside a `CRLLoss`, completed."""
-    if not isinstance(loss, CRLLoss):
-        return CompleteLoss(loss, single_label)
-    if loss.single_label is None:
-        loss.settle(single_label)
-    loss.base_loss = _completed(loss.base_loss, single_label)
-    return loss
-
-
-def _decider(loss: Any) -> Any:
-    """Return the loss, under a `CRLLoss` too, that cuts probabilities at `thresh`; None if there is none."""
-    while loss is not None and not hasattr(loss, "thresh"):
-        loss = getattr(loss, "base_loss", None)
-    return loss
+    cuts = check_thresholds(thresh, pred.shape[1], names)
+    return targets, decide(pred, cuts, single_label=single_label), single_label

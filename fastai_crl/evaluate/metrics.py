@@ -1,4 +1,4 @@
-"""Metrics of imbalanced tasks, from scikit-learn: as functions of predictions, as fastai metrics, and as a table.
+"""Metrics of imbalanced tasks: as functions of predictions, as fastai metrics, and as a table.
 
 The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label), or (n,) or (n, 1) class indices
 (single-label: the decision is the likeliest class), as arrays or tensors. Of a probability that is NaN or infinite
@@ -22,65 +22,27 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import to_float
 from numpy.typing import ArrayLike
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    multilabel_confusion_matrix,
-    precision_recall_fscore_support,
-    recall_score,
-    roc_auc_score,
-)
 
+from fastai_crl._checks import whole_number
 from fastai_crl._fastai import activation_of
 from fastai_crl.task import is_single_label
 
-from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest, threshold_in_use
+from .by_label import (
+    balanced_by_label,
+    calibration_by_label,
+    f1_by_label,
+    ranking_by_label,
+    ratio,
+    recall_by_label,
+)
+from .decider import threshold_in_use
+from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest
 
 GROUPS = ("head", "medium", "tail")
 
 
-def _sklearn(score: Callable[..., Any], targ: np.ndarray, chosen: np.ndarray, **options: Any) -> Any:
-    """`score` of (n, C) decisions. scikit-learn takes one column for two classes: only positives are scored."""
-    if targ.shape[1] == 1:
-        return score(targ[:, 0], chosen[:, 0], labels=[True], **options)
-    return score(targ, chosen, **options)
-
-
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else np.nan
-
-
-# ---- values of each label, (C,) ----
-def f1_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """F1 of (n, C) bool decisions."""
-    return _sklearn(f1_score, targ, chosen, average=None, zero_division=0)
-
-
-def balanced_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """(True positive rate + true negative rate)/2 of (n, C) bool decisions; NaN for a label without both sides."""
-    matrix = _sklearn(multilabel_confusion_matrix, targ, chosen).astype(float)  # (C, true no/yes, predicted no/yes)
-    with np.errstate(invalid="ignore"):
-        return (matrix[:, 0, 0] / matrix[:, 0].sum(1) + matrix[:, 1, 1] / matrix[:, 1].sum(1)) / 2
-
-
-def _by_label(score: Callable[..., float], pred: np.ndarray, targ: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    columns = zip(targ.T, pred.T, defined, strict=True)
-    return np.array([score(t, p) if ok else np.nan for t, p, ok in columns])
-
-
-def _ap(pred: np.ndarray, targ: np.ndarray) -> np.ndarray:
-    return _by_label(average_precision_score, pred, targ, targ.any(0))
-
-
-def _auroc(pred: np.ndarray, targ: np.ndarray) -> np.ndarray:
-    return _by_label(roc_auc_score, pred, targ, targ.any(0) & ~targ.all(0))
-
-
-def _binned_gap(confidence: np.ndarray, hit: np.ndarray, bins: int) -> float:
-    """Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599)."""
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open on the left
-    gap = np.bincount(which, confidence.astype(float) - hit, minlength=bins)
-    return float(np.abs(gap).sum() / len(which))
 
 
 # ---- functions ----
@@ -90,6 +52,8 @@ def _nan_of_nan(metric: Callable[..., float]) -> Callable[..., float]:
     @wraps(metric)
     def checked(pred: ArrayLike, targ: ArrayLike, *args: Any, **kwargs: Any) -> float:
         pred = as_array(pred)
+        if not len(pred):
+            raise ValueError("pred holds no sample: there is nothing to measure.")
         return metric(pred, targ, *args, **kwargs) if np.isfinite(pred).all() else np.nan
 
     return checked
@@ -108,7 +72,8 @@ def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) 
 @_nan_of_nan
 def micro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     """F1 of all decisions of all labels counted together, as `macro_f1`; 0 to 1. With class indices: the accuracy."""
-    return float(_sklearn(f1_score, *decisions(pred, targ, thresh)[:2], average="micro", zero_division=0))
+    targets, chosen, _ = decisions(pred, targ, thresh)
+    return float(ratio(2 * (targets & chosen).sum(), targets.sum() + chosen.sum()))
 
 
 @_nan_of_nan
@@ -119,9 +84,7 @@ def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | Ar
     positive or no negative. Single-label: balanced accuracy, the mean over classes that occur of their recall.
     """
     targets, chosen, single_label = decisions(pred, targ, thresh)
-    if not single_label:
-        return _mean(balanced_by_label(targets, chosen))
-    return _mean(_sklearn(recall_score, targets, chosen, average=None, zero_division=np.nan))
+    return _mean((recall_by_label if single_label else balanced_by_label)(targets, chosen))
 
 
 @_nan_of_nan
@@ -135,15 +98,26 @@ def mean_ap(pred: ArrayLike, targ: ArrayLike, labels: ArrayLike | None = None) -
     """
     pred = as_array(pred)
     targets = as_targets(targ, pred.shape)[0]
-    picked = slice(None) if labels is None else as_array(labels)
-    return _mean(_ap(pred[:, picked], targets[:, picked]))
+    picked = slice(None) if labels is None else _check_labels(as_array(labels), pred.shape[1])
+    return _mean(ranking_by_label(pred[:, picked], targets[:, picked])[0])
+
+
+def _check_labels(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    fits = labels.shape == (n_classes,) if labels.dtype == bool else labels.dtype.kind in "iu" and labels.ndim == 1
+    picked = np.flatnonzero(labels) if labels.dtype == bool else labels
+    if not fits or not len(picked) or not np.isin(picked, np.arange(n_classes)).all():
+        raise ValueError(
+            f"labels={labels.tolist()} picks no label, or one that is not there: give indices, 0 to {n_classes - 1}, "
+            f"or {n_classes} bools."
+        )
+    return labels
 
 
 @_nan_of_nan
 def mean_auroc(pred: ArrayLike, targ: ArrayLike) -> float:
     """Mean area under the ROC curve over the labels that have a positive and a negative; 0 to 1, NaN without any."""
     pred = as_array(pred)
-    return _mean(_auroc(pred, as_targets(targ, pred.shape)[0]))
+    return _mean(ranking_by_label(pred, as_targets(targ, pred.shape)[0])[1])
 
 
 @_nan_of_nan
@@ -152,11 +126,12 @@ def calibration_error(pred: ArrayLike, targ: ArrayLike, bins: int = 15) -> float
 
     Multi-label: that of each label's probability, mean over all labels. Single-label: that of the likeliest class.
     """
+    bins = whole_number("bins", bins, 1, "give a whole number of bins, at least 1")
     pred = as_probabilities(pred, "pred")
     targets, single_label = as_targets(targ, pred.shape)
     if single_label:
-        return _binned_gap(pred.max(1), (targets & likeliest(pred)).any(1), bins)
-    return float(np.mean([_binned_gap(p, t, bins) for p, t in zip(pred.T, targets.T, strict=True)]))
+        pred, targets = pred.max(1, keepdims=True), (targets & likeliest(pred)).any(1, keepdims=True)
+    return float(calibration_by_label(pred, targets, bins).mean())
 
 
 def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> np.ndarray:
@@ -168,7 +143,7 @@ def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -
             ImageNet-LT (Liu et al., arXiv:1904.05160) and of the multi-label VOC-MLT and COCO-MLT (arXiv:2007.09654).
 
     Raises:
-        ValueError: cuts that descend, counts that are None.
+        ValueError: cuts that descend, counts that are None, NaN or below 0.
 
     Example:
         >>> frequency_groups([500, 100, 20, 19]).tolist()
@@ -180,6 +155,8 @@ def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -
             "opening its images, `label_counts` is None: count them yourself."
         )
     counts = as_array(counts)
+    if not np.all(counts >= 0):
+        raise ValueError(f"counts={counts.tolist()}: give numbers of positives, 0 or more.")
     if not cuts[0] <= cuts[1]:
         raise ValueError(f"cuts={cuts}: give the count where tail ends and the one where head begins, in that order.")
     return np.where(counts > cuts[1], "head", np.where(counts < cuts[0], "tail", "medium"))
@@ -225,9 +202,11 @@ def MacroF1(thresh: float | ArrayLike | None = None, single_label: bool | None =
     return _ProbabilityMetric(macro_f1, "macro_f1", single_label, thresh=thresh)
 
 
-def MicroF1(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
-    """`micro_f1` as a fastai metric; arguments as for `MacroF1`. Column `micro_f1`."""
-    return _ProbabilityMetric(micro_f1, "micro_f1", single_label, thresh=thresh)
+def MicroF1(
+    thresh: float | ArrayLike | None = None, single_label: bool | None = None, name: str = "micro_f1"
+) -> AccumMetric:
+    """`micro_f1` as a fastai metric; arguments as for `MacroF1`. Column `name`."""
+    return _ProbabilityMetric(micro_f1, name, single_label, thresh=thresh)
 
 
 def ClassBalancedAccuracy(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
@@ -295,21 +274,24 @@ def label_report(
         A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
 
     Raises:
-        ValueError: values that are no probabilities, targets or thresholds that do not fit them.
+        ValueError: values that are no probabilities; targets, thresholds, names, counts or triplets that do not fit.
     """
     probs = as_probabilities(probs)
-    true, chosen, single_label = decisions(probs, targets, thresh)
-    precision, recall, f1, support = _sklearn(
-        precision_recall_fscore_support, true, chosen, average=None, zero_division=0
-    )
-    table = {"support": support}
+    true, chosen, single_label = decisions(probs, targets, thresh, names)
+    n_classes = probs.shape[1]
+    columns = {"names": names, "triplets": triplets, "counts": counts}
+    for name, values in columns.items():
+        if values is not None and len(values) != n_classes:
+            raise ValueError(f"{name} has {len(values)} entries for {n_classes} labels: give one for each, in order.")
+    table = {"support": true.sum(0)}
     if counts is not None:
         table |= {"train": as_array(counts), "group": frequency_groups(counts, cuts)}
-    table |= {"precision": precision, "recall": recall, "F1": f1, "balanced": balanced_by_label(true, chosen)}
+    table |= {"precision": recall_by_label(chosen, true, 0), "recall": recall_by_label(true, chosen, 0)}
+    table |= {"F1": f1_by_label(true, chosen), "balanced": balanced_by_label(true, chosen)}
     if not single_label:
-        table["threshold"] = np.broadcast_to(check_thresholds(thresh), len(support))
-    ece = [_binned_gap(p, t, 15) for p, t in zip(probs.T, true.T, strict=True)]
-    table |= {"AP": _ap(probs, true), "AUROC": _auroc(probs, true), "ECE": ece}
+        table["threshold"] = np.broadcast_to(check_thresholds(thresh, n_classes, names), n_classes)
+    table["AP"], table["AUROC"] = ranking_by_label(probs, true)
+    table["ECE"] = calibration_by_label(probs, true, 15)
     if triplets is not None:
         table["triplets"] = as_array(triplets)
-    return pd.DataFrame(table, index=pd.Index(range(len(support)) if names is None else names, name="label"))
+    return pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))

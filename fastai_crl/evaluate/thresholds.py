@@ -14,8 +14,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from fastai_crl._checks import check_choice, whole_number
 
+from .by_label import balanced_by_label, f1_by_label
 from .decisions import as_array, as_probabilities, as_targets, decide
-from .metrics import balanced_by_label, f1_by_label
 from .shift import frequency_odds, shifted_classes, thresholds_at
 
 How = Literal["f1", "balanced", "rate", "shift"]
@@ -96,6 +96,7 @@ def fit_thresholds(
             range.
     """
     probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
+    seed = whole_number("seed", seed, 0, "give a whole number, from 0 to 2**32 - repeats", 2**32 - repeats)
     n_classes = probs.shape[1]
     if single_label and targets.sum(0).max() < folds:
         raise ValueError(f"folds={folds}, and no class has as many samples: give fewer folds, or more samples.")

@@ -77,11 +77,12 @@ class CompleteLoss(nn.Module):
 
     def decodes(self, x: Tensor) -> Tensor:
         """Decisions from probabilities: the labels above `thresh`, or the class; see `thresh`."""
-        if not self.single_label:
-            return x > self.thresh
+        device = x.device
         if isinstance(self.thresh, Tensor):
-            x = x / self.thresh.clamp(torch.finfo(self.thresh.dtype).tiny)
-        return x.argmax(-1)
+            x = x.cpu()  # thresholds are float64, which not every device has
+            if self.single_label:
+                x = x / self.thresh.clamp(torch.finfo(self.thresh.dtype).tiny)
+        return (x.argmax(-1) if self.single_label else x > self.thresh).to(device)
 
 
 def complete(loss_func: Any, single_label: bool) -> Any:

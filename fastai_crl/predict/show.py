@@ -6,7 +6,8 @@ from fastai.learner import Learner
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from fastai_crl.evaluate.decisions import as_targets, decide, threshold_in_use
+from fastai_crl.evaluate.decider import threshold_in_use
+from fastai_crl.evaluate.decisions import as_targets, decide
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.images.show import draw_images, prediction_lines
 from fastai_crl.labels import shown_names

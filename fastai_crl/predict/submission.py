@@ -21,7 +21,8 @@ from fastai_crl._checks import offenders
 from fastai_crl._fastai import activation_of, pipelines, transforms
 from fastai_crl._files import replace_file
 from fastai_crl.distributed import process_rank
-from fastai_crl.evaluate.decisions import check_thresholds, decide, threshold_in_use
+from fastai_crl.evaluate.decider import threshold_in_use
+from fastai_crl.evaluate.decisions import check_thresholds, decide
 from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.images.open import OpenMultiChannel

@@ -1,6 +1,7 @@
 """One form of probabilities, targets and thresholds, one decision, for arrays and tensors of every kind."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.torch_core import TensorBase
@@ -13,6 +14,7 @@ from fastai_crl.evaluate.decisions import (
     decide,
     decisions,
 )
+from fastai_crl.evaluate.metrics import label_report
 
 PROBS = np.array([[0.9, 0.2, 0.4], [0.75, 0.25, 0.125], [0.375, 0.625, 0.25]])
 
@@ -98,6 +100,22 @@ def test_thresholds():
     assert check_thresholds({"b": 0.2, "a": 0.1}, 2, ["a", "b"]).tolist() == [0.1, 0.2]
     assert check_thresholds({1: 0.2, 0: 0.1}, 2, ["0", "1"]).tolist() == [0.1, 0.2]
     assert check_thresholds(torch.tensor([0.5, 0.25], requires_grad=True).bfloat16()).tolist() == [0.5, 0.25]
+
+
+def test_a_series_goes_by_its_index():
+    by_label = pd.Series([0.9, 0.2, 0.5], index=["a", "b", "c"]).sort_values()
+    assert check_thresholds(by_label, 3, ["a", "b", "c"]).tolist() == [0.9, 0.2, 0.5]
+    by_column = pd.Series([0.9, 0.2, 0.5]).sort_values()
+    assert check_thresholds(by_column, 3).tolist() == check_thresholds(by_column, 3, "012").tolist() == [0.9, 0.2, 0.5]
+    assert decide(PROBS, by_column).tolist() == decide(PROBS, [0.9, 0.2, 0.5]).tolist()
+    assert check_thresholds(pd.Series([0.9, 0.2, 0.5]), 3, ["2", "1", "0"]).tolist() == [0.5, 0.2, 0.9]
+    assert check_thresholds(pd.Series([0.9, 0.2, 0.5]), 3, ["a", "b", "c"]).tolist() == [0.9, 0.2, 0.5]  # no index
+    with pytest.raises(ValueError, match=r"without label \(4 in all\): 0, 1, a, b"):
+        check_thresholds(by_label.drop("c"), 2, [0, 1])
+    with pytest.raises(ValueError, match=r"several thresholds \(1 in all\): a"):
+        check_thresholds(pd.Series([0.1, 0.2], index=["a", "a"]), 2, ["a", "b"])
+    report = label_report(PROBS, PROBS > 0.3, ["a", "b", "c"], by_label)
+    assert report.threshold.to_dict() == by_label.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from fastai_crl.callback import CRLCallback
-from fastai_crl.evaluate.decisions import set_thresholds
+from fastai_crl.evaluate.decider import set_thresholds
 from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
 from fastai_crl.evaluate.metrics import label_report
 from fastai_crl.labels import label_counts

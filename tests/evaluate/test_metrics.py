@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fastai_crl.evaluate.by_label import ranking_by_label
 from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.metrics import (
     CalibrationError,
@@ -94,6 +95,19 @@ def test_ranking_metrics_skip_labels_without_positives():
     assert np.isnan(mean_ap(probs, 0 * every)) and np.isnan(class_balanced_accuracy(probs, every))
 
 
+@given(st.integers(1, 4), st.integers(2, 30), st.integers(0, 10**6), st.sampled_from([2, 5, 1000]))
+@settings(max_examples=60, deadline=None)
+def test_ranking_equals_scikit_learn_with_ties(c, n, seed, levels):
+    rng = np.random.default_rng(seed)
+    probs, targets = rng.integers(0, levels, (n, c)) / levels, rng.random((n, c)) < rng.random(c)
+    ap, auroc = ranking_by_label(probs.astype(np.float32), targets)
+    for k in range(c):
+        one = targets[:, k], probs[:, k].astype(np.float32)
+        assert ap[k] == pytest.approx(skm.average_precision_score(*one)) if one[0].any() else np.isnan(ap[k])
+        both = one[0].any() and not one[0].all()
+        assert auroc[k] == pytest.approx(skm.roc_auc_score(*one)) if both else np.isnan(auroc[k])
+
+
 def loop_ece(confidence, hit, bins):
     total = 0
     for b in range(bins):
@@ -109,6 +123,37 @@ def test_calibration_error_equals_loop():
     assert calibration_error(probs, targets) == pytest.approx(expected, rel=1e-5)
     assert label_report(probs, targets).ECE.mean() == pytest.approx(expected, rel=1e-5)
     assert calibration_error([[0.0], [1.0]], [[0], [1]]) == 0 and calibration_error([[1.0], [0.0]], [[0], [1]]) == 1
+
+
+@pytest.mark.parametrize("bins", [1, 4, 5, 10, 15])
+def test_an_edge_belongs_to_the_bin_below(bins):
+    edges = np.arange(bins + 1) / bins
+    probs = np.repeat(np.r_[edges, (edges[1:] + edges[:-1]) / 2], 3)[:, None]
+    for seed in range(20):
+        targets = np.random.default_rng(seed).integers(0, 2, probs.shape)
+        want = loop_ece(probs[:, 0], targets[:, 0], bins)
+        assert calibration_error(probs, targets, bins) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: calibration_error(PROBS, TARGETS, bins=0), "bins=0: give a whole number of bins"),
+        (lambda: calibration_error(PROBS, TARGETS, bins=2.5), "bins=2.5"),
+        (lambda: mean_ap(PROBS, TARGETS, labels=[]), r"labels=\[\] picks no label"),
+        (lambda: mean_ap(PROBS, TARGETS, labels=[3]), r"labels=\[3\] .* give indices, 0 to 2, or 3 bools"),
+        (lambda: mean_ap(PROBS, TARGETS, labels=np.array([True])), r"labels=\[True\]"),
+        (lambda: mean_ap(PROBS, TARGETS, labels=np.zeros(3, bool)), "picks no label"),
+        (lambda: macro_f1(np.zeros((0, 3)), np.zeros((0, 3))), "holds no sample"),
+        (lambda: label_report(PROBS, TARGETS, names=["a"]), "names has 1 entries for 3 labels"),
+        (lambda: label_report(PROBS, TARGETS, counts=[1, 2, 3, 4]), "counts has 4 entries for 3 labels"),
+        (lambda: frequency_groups([np.nan, 5, 500]), r"counts=\[nan, 5.0, 500.0\]: give numbers"),
+        (lambda: frequency_groups([-1, 5]), "0 or more"),
+    ],
+)
+def test_values_out_of_range(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()
 
 
 def test_calibration_error_equals_torchmetrics():

@@ -10,7 +10,8 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score
 from torch import nn
 
-from fastai_crl.evaluate.decisions import decide, set_thresholds, thresholds_of
+from fastai_crl.evaluate.decider import set_thresholds, thresholds_of
+from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.evaluate.metrics import MacroF1
 from fastai_crl.evaluate.shift import frequency_odds, shift_thresholds, training_probabilities

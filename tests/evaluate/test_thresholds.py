@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from torch import nn
 
 from fastai_crl.evaluate import thresholds as module
-from fastai_crl.evaluate.decisions import set_thresholds, threshold_in_use, thresholds_of
+from fastai_crl.evaluate.decider import set_thresholds, threshold_in_use, thresholds_of
 from fastai_crl.evaluate.metrics import macro_f1
 from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.evaluate.thresholds import fit_thresholds, rate_thresholds

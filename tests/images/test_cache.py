@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from torch import nn
 
 import fastai_crl.images.cache
 import fastai_crl.images.image_set
-from fastai_crl.data.cached_loader import PackedDL
+from fastai_crl.data.cached_loader import PackedDL, one_ahead
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.cache import Packed, pack
@@ -567,6 +568,60 @@ def test_predictions_follow_a_changed_file(root):
     for c in HPA_CHANNELS:
         Image.fromarray(np.full((32, 32), 51, np.uint8)).save(f"{prefix}_{c}.png")
     assert torch.allclose(dls.test_dl([prefix, root / "train" / "x"][:1]).dataset[0][0].float(), torch.tensor(51.0))
+
+
+def test_batches_follow_changed_files_and_do_not_miss_those_that_are_gone(root, tmp_path):
+    dls = load(root, True, stats=None)
+    learn = Learner(dls, nn.Conv2d(4, 1, 1), loss_func=nn.MSELoss(), path=tmp_path)
+    learn.export("m.pkl")
+    ids = list(dls.valid_ds.items["Id"])
+    before = dls.valid.one_batch()[0]
+    for c in HPA_CHANNELS:
+        Image.fromarray(np.full((32, 32), 51, np.uint8)).save(root / "train" / f"{ids[1]}_{c}.png")
+        (root / "train" / f"{ids[2]}_{c}.png").unlink()
+    with pytest.warns(
+        UserWarning, match=rf"have changed since they were packed in .* \(1 in all\): {ids[1]}\. They are"
+    ):
+        x, _ = dls.valid.one_batch()
+    assert torch.allclose(x[1], torch.tensor(0.2)) and torch.equal(x[[0, 2, 3]], before[[0, 2, 3]])
+    again = load_learner(tmp_path / "m.pkl")
+    with pytest.warns(UserWarning, match="have changed since"):
+        (x,) = again.dls.test_dl([root / "train" / i for i in ids]).one_batch()
+    assert torch.allclose(x[1], torch.tensor(0.2)) and torch.equal(x[[0, 2, 3]], before[[0, 2, 3]])
+
+
+def test_a_batch_is_made_one_ahead_in_order_and_errors_come_through():
+    made, using = [], []
+    for item in one_ahead(lambda k: made.append(k) or k * k, range(6)):
+        using.append(item)
+        assert len(made) <= len(using) + 1
+    assert using == [k * k for k in range(6)] and list(one_ahead(str, [])) == []
+    for error in (ValueError("cut off"), KeyboardInterrupt()):
+
+        def fails(k, error=error):
+            if k == 2:
+                raise error
+            return k
+
+        batches = one_ahead(fails, range(5))
+        assert [next(batches), next(batches)] == [0, 1]
+        with pytest.raises(type(error)):
+            next(batches)
+    n = threading.active_count()
+    batches = one_ahead(str, range(5))
+    next(batches)
+    batches.close()  # as when training is interrupted
+    assert threading.active_count() == n
+
+
+@pytest.mark.gpu
+def test_batches_for_a_gpu_are_those_for_a_cpu(root):
+    fast, plain = (load(root, True, stats=None, device=device) for device in ("cuda", "cpu"))
+    for k in range(2):
+        fast.train.rng.seed(k), plain.train.rng.seed(k)
+        for a, b in zip(fast.train, plain.train, strict=True):
+            assert a[0].device.type == "cuda" and type(a[0]) is TensorMultiChannel and a[0].channels == HPA_CHANNELS
+            assert torch.equal(a[0].cpu(), b[0]) and torch.equal(a[1].cpu(), b[1]) and type(a[1]) is type(b[1])
 
 
 @pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])

@@ -104,6 +104,13 @@ def test_other_stretches_are_refused(stretch):
         ImageSet(".", stretch=stretch)
 
 
+def test_ids_of_windows_are_named(tmp_path):
+    (tmp_path / "plate1").mkdir()
+    (tmp_path / "plate1" / "a_red.png").touch()
+    with pytest.raises(FileNotFoundError, match=r"Missing .*They are there: the ids are of Windows, pass id"):
+        ImageSet(tmp_path, "red").check(["plate1\\a"])
+
+
 def test_a_lone_channel_is_one_channel_and_numbers_are_names():
     assert check_channels("red") == ("red",) and check_channels(405) == ("405",)
     assert check_channels((405, np.int64(488))) == ("405", "488") and check_channels(np.array([1, 2])) == ("1", "2")

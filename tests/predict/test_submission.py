@@ -25,7 +25,7 @@ from torch import nn
 
 from fastai_crl._files import replace_file
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.evaluate.decisions import set_thresholds
+from fastai_crl.evaluate.decider import set_thresholds
 from fastai_crl.predict import submission, write_submission
 
 N = 40

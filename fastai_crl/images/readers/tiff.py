@@ -31,7 +31,7 @@ _CLAIM = "save the channels of one image alone, as a plain TIFF"
 _NO_CHANNELS = "ZTAPRHLVM"  # axes of tifffile: depth, time, angle and so on
 _CLAIMS = ("SizeC", "SizeZ", "SizeT", "PlaneCount", "NumPlanes", "SamplesPerPixel")  # of OME-XML
 _MOST_ELSEWHERE = 10**6  # planes, in all files of a set
-_LACKS = "truncated: it lies about where its pixels are, or lacks some of them"
+_LACKS = "truncated: pixels are not where the header says, or some are missing"
 # What decodes to bytes. libtiff is the faster with the first two; of the others it drops what a strip holds beyond its
 # pixels, which shows a damaged header, and tifffile refuses it.
 _LIBTIFF = {COMPRESSION.NONE, COMPRESSION.LZW}
@@ -92,7 +92,7 @@ def _check_chain(f: BinaryIO, start: bytes, most: int) -> None:
 
 
 def _check_page(page: TiffPage, end: int) -> None:
-    """Raise ValueError for a page that lies about its pixels, or lacks some of them, in a file of `end` bytes."""
+    """Raise ValueError for a page whose pixels are not all where its header says, in a file of `end` bytes."""
     sides = [page.imagelength, page.imagewidth, *((page.tilelength, page.tilewidth) if page.is_tiled else ())]
     if not all(isinstance(v, int) for v in [*sides, page.bitspersample]):  # tuples, with a damaged count
         raise ValueError("its header is damaged, or its samples are of different depth")
