@@ -50,9 +50,8 @@ class _Epoch:
         """What the epoch table shows: the mean term of the batches with a triplet, triplets, labels that have any."""
         if self.triplets is None:
             return _NOTHING
-        found = torch.stack(self.found)
-        loss, labels = torch.stack(self.terms)[found].mean(), (self.triplets > 0).sum()
-        return {"loss": float(loss), "triplets": int(self.triplets.sum()), "labels": int(labels)}
+        loss = torch.stack(self.terms)[torch.stack(self.found)].mean()
+        return {"loss": float(loss), "triplets": int(self.triplets.sum()), "labels": int((self.triplets > 0).sum())}
 
 
 @dataclass
