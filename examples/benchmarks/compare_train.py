@@ -19,10 +19,9 @@ from compare_tasks import Split
 from torch import Tensor, nn
 
 from fastai_crl.losses import CRL, imbalance, make_loss, start_at_frequency
-from fastai_crl.losses.alpha import ramp
 from fastai_crl.losses.criteria import Ranking
 from fastai_crl.losses.crl import Rectified
-from fastai_crl.losses.imbalance import mix
+from fastai_crl.losses.imbalance import mix, ramp
 from fastai_crl.mining import minority_classes
 
 __all__ = ["PRIOR", "TERMS", "Config", "Outputs", "Term", "easy_anchors", "outputs", "train"]
@@ -104,7 +103,7 @@ class Term:
         """What makes it of logits, targets and the embedding; `shift` is what the base loss adds to logits."""
         if self.sure is not None:
             return lambda logits, targets, _: easy_anchors(logits, targets, self.sure)
-        return CRL(**self.crl, shift=shift if self.adjusted else None).loss_and_counts
+        return CRL(**self.crl, shift=shift if self.adjusted else None).loss_and_triplets
 
 
 TERMS: dict[str, Term | None] = {
@@ -232,7 +231,8 @@ def train(
         logits = model[-1](features.float())
         loss = base(logits, targets)
         if added and (alpha := added.alpha(omega, step / steps)):
-            loss = mix(loss, rectify(logits, targets, features.float()), alpha)
+            term = rectify(logits, targets, features.float())
+            loss = mix(loss, term.loss, term.triplets.any(), alpha)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
