@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from fastai.callback.mixup import MixHandler
-from fastai.data.core import TfmdLists
+from fastai.data.core import Datasets, TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
+from fastai.tabular.core import Tabular
 from fastai.torch_core import get_model, to_detach
 from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 from fastai_crl._checks import as_plain_tensor
 
@@ -254,6 +256,24 @@ def rebuild(learn: Any, kind: type[Learner], cbs: Any) -> Any:
     if learn.opt is not None and learn.opt.frozen_idx:
         made.freeze_to(learn.opt.frozen_idx)
     return made
+
+
+class _Part(Subset):
+    """Some items of a data set, with all else that it has."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def part_of(dataset: Any, rows: Sequence[int], split_idx: int) -> Any:
+    """Return a data set of some of another's items, transformed as those of training (0) or of validation (1) are."""
+    rows = list(map(int, rows))
+    if isinstance(dataset, Datasets):
+        tls = [tl._new(tl._get(rows), split_idx=split_idx) for tl in pipelines(dataset)]
+        return type(dataset)(tls=tls, n_inp=dataset.n_inp)
+    return dataset.new(dataset.items.iloc[rows]) if isinstance(dataset, Tabular) else _Part(dataset, rows)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """All that users need: `from fastai_crl.all import *`; fastai itself is not exported, import it as usual."""
 # ruff: noqa: F403  (each wing lists what it exports)
 
-from fastai_crl import augment, data, evaluate, losses, mining, predict
+from fastai_crl import augment, compare, data, evaluate, losses, mining, predict
 from fastai_crl.augment import *
 from fastai_crl.callback import CRLCallback
+from fastai_crl.compare import *
 from fastai_crl.data import *
 from fastai_crl.evaluate import *
 from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_LABELS_2021, HPA_MEAN, HPA_STD
@@ -59,4 +60,5 @@ __all__ = [
     "register_sampler",
     "with_sampler",
 ]
-__all__ += augment.__all__ + data.__all__ + evaluate.__all__ + losses.__all__ + mining.__all__ + predict.__all__
+__all__ += augment.__all__ + compare.__all__ + data.__all__ + evaluate.__all__ + losses.__all__
+__all__ += mining.__all__ + predict.__all__

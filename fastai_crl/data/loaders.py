@@ -84,7 +84,7 @@ class MultiChannelDataLoaders(DataLoaders):
         `learn.predict` take path prefixes folder/id (`image_ids` lists them) or rows of a DataFrame; `dls.channels`
         are the channel names. Three values say what is loaded; each is given, or made of its keywords, not both:
 
-        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `stretch`.
+        - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `white`, `stretch`.
         - `annotations`, an `Annotations`: `csv_fname`, `id_col`, `label_col`, `label_delim`.
         - `split`, such as `StratifiedSplit()`: `valid_pct` (a share of the images, 0.2; 0 trains on all), `seed`,
           `group_col` (groups stay on one side, and valid_pct is a share of them), `stratify` (the share is one of each

@@ -59,7 +59,7 @@ def pack(
         raise ValueError("ids is empty: pass the ids to pack, or None for all in the folder.")
     shape = (len(ids), *images.open(ids[0]).shape)
     what = {"format": _FORMAT, "folder": os.path.relpath(images.folder, cache), "shape": shape}
-    what |= {k: getattr(images, k) for k in ("channels", "pattern", "bits", "stretch")} | {"ids": ids}
+    what |= {k: getattr(images, k) for k in ("channels", "pattern", "full", "stretch")} | {"ids": ids}
     text = json.dumps(what)
     digest = blake2b(text.encode(), digest_size=6).hexdigest()
     path = cache / f"{images.folder.name}-{shape[2]}x{shape[3]}-{digest}"

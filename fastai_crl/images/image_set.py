@@ -18,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from fastai_crl._checks import check_size, offenders
 
 from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
-from .readers import check_intensity, header, read_planes
+from .readers import check_intensity, check_white, header, read_planes
 from .tensor import TensorMultiChannel
 
 Size = int | tuple[int, int]
@@ -41,6 +41,7 @@ class ImageSet:
         size: (height, width), or one number for a square, to which each channel is resized on its own as it is read;
             None keeps the size of the files.
         bits: depth of the data in 16-bit files, 9 to 16; None: the files' own.
+        white: in place of `bits`, the value of full intensity, such as 10000; greater ones are an error.
         stretch: percentiles (lo, hi), or one number p for (100-p, p), that become 0 and 255 in each channel of each
             image; None: true brightness.
 
@@ -53,12 +54,14 @@ class ImageSet:
     pattern: str = PATTERN
     size: Size | None = None
     bits: int | None = None
+    white: int | None = None
     stretch: float | tuple[float, float] | None = None
 
     def __post_init__(self):
         channels = check_channels(self.channels)
         check_pattern(channels, self.pattern)
         bits, stretch = check_intensity(self.bits, self.stretch)
+        check_white(self.white, bits)
         checked = {"folder": Path(self.folder), "channels": channels, "size": check_size(self.size)}
         for name, value in (checked | {"bits": bits, "stretch": stretch}).items():
             object.__setattr__(self, name, value)
@@ -71,6 +74,11 @@ class ImageSet:
     def per_file(self) -> int:
         """The number of channels that one file holds."""
         return 1 if "{channel}" in self.pattern else len(self.channels)
+
+    @property
+    def full(self) -> int | None:
+        """The value of full intensity that `white` or `bits` says; None: the files' own."""
+        return check_white(self.white, self.bits)
 
     def found_ids(self, subfolders: bool = False) -> list[str]:
         """Return the sorted ids of which the folder holds at least one file, all channels or not; perhaps none.
@@ -127,7 +135,7 @@ class ImageSet:
                 size than the first channel. Each names the file.
         """
         files = self.files(id_)
-        options = {"size": self.size, "bits": self.bits, "stretch": self.stretch}
+        options = {"size": self.size, "full": self.full, "stretch": self.stretch}
         planes = [read_planes(f, self.per_file, **options) for f in files]
         for f, p in zip(files, planes, strict=True):
             if p.shape != planes[0].shape:
@@ -192,12 +200,12 @@ class ImageSet:
 
     def _probe(self, images: list[list[str]]) -> list[tuple[list[tuple[int, int]], list[str]]]:
         """Return, per image, (height, width) of its readable files, and the names of the others with the reason."""
-        probes, folder, n = [], str(self.folder), self.per_file
+        probes, folder, n, full = [], str(self.folder), self.per_file, self.full
         for files in images:
             sizes, damaged = [], []
             for file in files:
                 try:
-                    sizes.append(header(os.path.join(folder, file), n, self.bits))
+                    sizes.append(header(os.path.join(folder, file), n, full))
                 except (ValueError, OSError) as e:
                     damaged.append(f"{os.path.basename(file)} ({e})")
             probes.append((sizes, damaged))

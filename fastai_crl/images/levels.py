@@ -25,7 +25,7 @@ def lost_levels(images: ImageSet, ids: Sequence[str]) -> dict[str, str]:
     for i in [ids[k] for k in np.linspace(0, len(ids) - 1, min(len(ids), _SAMPLE)).astype(int)]:
         planes = []
         for file in images.files(i):
-            a, white = read_values(file, images.per_file, images.bits)
+            a, white = read_values(file, images.per_file, images.full)
             planes += [(p, white) for p in a]
         for channel, (p, white) in zip(images.channels, planes, strict=True):
             if p.dtype == np.uint8 or images.stretch is not None:
@@ -38,8 +38,11 @@ def lost_levels(images: ImageSet, ids: Sequence[str]) -> dict[str, str]:
         low, high, white = min(s[0] for s in every), max(s[1] for s in every), every[0][3]
         kept = round((high - low) * 255 / white)
         if kept < min(_FEWEST, high - low):
-            bits = max(9, top.bit_length())
-            fix = f"pass bits={bits}, or " if 2**bits <= white else "pass "
+            fix = (
+                f"pass bits={max(9, top.bit_length())}, white={top} (the largest of a sample), or "
+                if top <= white // 4
+                else "pass "
+            )
             fix += "stretch=99.5 to stretch each channel of each image"
             lost[channel] = f"values from {low:.0f} to {high:.0f} of {white} become {kept + 1} grey levels: {fix}"
     return lost

@@ -44,8 +44,7 @@ def _timm(name: str) -> Any:
 # ---- multi-label: counts are (C,) positives, n samples ----
 def _weighted_bce(counts: Tensor, n: int, power: float = 0.5, max_weight: float | None = None) -> Any:
     counts = counts.clamp(1, n - 1)  # a label that is always there weighed 0, and would never be learned
-    weights = _timm("compute_class_weights")(counts, n, "neg_pos", power=power, max_weight=max_weight)[1]
-    return BCEWithLogitsLossFlat(pos_weight=weights)
+    return BCEWithLogitsLossFlat(pos_weight=(((n - counts) / counts) ** power).clamp(max=max_weight or torch.inf))
 
 
 def _focal(gamma: float = 2.0, balance: float = -1.0) -> CompleteLoss:
@@ -74,8 +73,10 @@ def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLos
 
 # ---- single-label: counts are (C,) samples of each class, n their sum ----
 def _class_balanced(counts: Tensor, n: int, beta: float = 0.999, max_weight: float | None = None) -> Any:
-    weights = _timm("compute_class_weights")(counts, n, "effective_num", beta=beta, max_weight=max_weight)[1]
-    return CrossEntropyLossFlat(weight=weights)
+    if not 0 < beta < 1:
+        raise ValueError(f"beta={beta}: give a number between 0 and 1, such as 0.999.")
+    weights = (1 - beta) / (1 - beta ** counts.double().clamp(1))  # single precision would lose 1 - 0.9999^1
+    return CrossEntropyLossFlat(weight=(weights / weights.mean()).clamp(max=max_weight or torch.inf).float())
 
 
 def _logit_adjusted_ce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
@@ -150,7 +151,7 @@ def make_loss(
 
     - `"bce"`: binary cross entropy. (fastai)
     - `"weighted_bce"`: its positive terms weighted by (negatives / positives)^`power` of each label, at most
-      `max_weight`. power=0.5, the square root, max_weight=None. (PyTorch; weights: timm)
+      `max_weight`. power=0.5, the square root, max_weight=None. (PyTorch)
     - `"focal"`: sigmoid focal loss, `gamma`=2; `balance`=-1, no weight of positives (RetinaNet: 0.25). Lin et al.,
       arXiv:1708.02002. (torchvision)
     - `"asl"`: asymmetric loss, `gamma_neg`=4, `gamma_pos`=1, `clip`=0.05. Ridnik et al., arXiv:2009.14119. (timm, there
@@ -167,7 +168,7 @@ def make_loss(
 
     - `"ce"`: cross entropy. (fastai)
     - `"class_balanced"`: weights from effective numbers, `beta`=0.999, mean 1, at most `max_weight`=None. Cui et al.,
-      arXiv:1901.05555. (PyTorch; weights: timm)
+      arXiv:1901.05555. (PyTorch)
     - `"focal"`: `gamma`=2. (fastai)
     - `"logit_adjusted"`: logits + `tau`·log frequency, tau=1. Menon et al., arXiv:2007.07314.
 

@@ -28,6 +28,8 @@ SMALL = {  # small images, little work, no downloads
     "(dls, loss": "(dls, resnet18, loss",
     "crl_learner(dls, metrics": "crl_learner(dls, resnet18, metrics",
     "crl_learner(more": "crl_learner(more, resnet18",
+    "compare_losses(dls, ": "compare_losses(dls, resnet18, epochs=1, seeds=1, ",
+    "epochs=10, out": "epochs=1, seeds=1, out",
     '/ "test", tta=': '/ "train", tta=',
 }
 

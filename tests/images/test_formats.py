@@ -61,7 +61,7 @@ def refused(file: Path, reason: str, n: int = 1, **options) -> None:
 
 def same(file: Path, want: np.ndarray, n: int = 1, **options) -> None:
     assert np.array_equal(read_planes(file, n, **options), want if want.ndim == 3 else want[None])
-    assert header(file, n, options.get("bits")) == want.shape[-2:]
+    assert header(file, n, options.get("full")) == want.shape[-2:]
 
 
 # ---------------------------------------------------------------- integers
@@ -78,16 +78,16 @@ def test_integers_without_a_range_of_their_own_are_refused(tmp_path, dtype, top)
 def test_bits_give_them_one(tmp_path, dtype):
     values = (np.arange(24).reshape(4, 6) * 178).astype(dtype)
     tiff(values, tmp_path / "t.tif")
-    same(tmp_path / "t.tif", np.round(values * (255 / 4095)).astype(np.uint8), bits=12)
+    same(tmp_path / "t.tif", np.round(values * (255 / 4095)).astype(np.uint8), full=4095)
     tiff(values - 2000 if dtype[0] == "i" else values + 3000, tmp_path / "t.tif")
-    refused(tmp_path / "t.tif", r"values .* do not fit 12 bits", bits=12)
+    refused(tmp_path / "t.tif", r"values .* are not from 0 to 4095", full=4095)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8"])
 def test_pixels_that_are_no_integers_are_refused(tmp_path, dtype):
     tiff(np.ones((4, 6), dtype), tmp_path / "t.tif")
     refused(tmp_path / "t.tif", "have no fixed range")
-    refused(tmp_path / "t.tif", "have no fixed range", bits=12)
+    refused(tmp_path / "t.tif", "have no fixed range", full=4095)
 
 
 @pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
@@ -111,7 +111,7 @@ def test_white_is_zero_at_any_depth(tmp_path, depth, options, n):
 def test_white_is_zero_with_bits(tmp_path):
     a = np.array([[0, 2048, 4095]], np.uint16)
     tiff(a, tmp_path / "w.tif", photometric="miniswhite")
-    assert read_planes(tmp_path / "w.tif", bits=12)[0].tolist() == [[255, 127, 0]]
+    assert read_planes(tmp_path / "w.tif", full=4095)[0].tolist() == [[255, 127, 0]]
 
 
 def test_sixteen_bit_grey_with_alpha_keeps_its_depth(tmp_path):

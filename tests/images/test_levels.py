@@ -21,10 +21,14 @@ def write(folder, low, high, dtype=np.uint16, n=6):
 @pytest.mark.parametrize(
     ("low", "high", "says"),
     [
-        (776, 1009, "values from 776 to 1009 of 65535 become 2 grey levels: pass bits=10, or stretch=99.5"),
-        (0, 4095, "become 17 grey levels: pass bits=12, or"),
-        (0, 10000, "become 40 grey levels: pass bits=14, or"),
-        (0, 1, "values from 0 to 1 of 65535 become 1 grey levels: pass bits=9, or"),
+        (
+            776,
+            1009,
+            "values from 776 to 1009 of 65535 become 2 grey levels: pass bits=10, white=1009",
+        ),
+        (0, 4095, "become 17 grey levels: pass bits=12, white="),
+        (0, 10000, "become 40 grey levels: pass bits=14, white="),
+        (0, 1, "values from 0 to 1 of 65535 become 1 grey levels: pass bits=9, white="),
         (60000, 61000, "become 5 grey levels: pass stretch=99.5"),
         (0, 65535, None),
         (0, 20000, None),
@@ -39,6 +43,22 @@ def test_a_small_part_of_the_range(tmp_path, low, high, says):
         shown = len(np.unique(np.stack([images.open(i).numpy() for i in ids])))
         assert abs(int(lost["r"].split(" become ")[1].split()[0]) - shown) <= 1
         assert not lost_levels(images.with_(stretch=99.5), ids)
+
+
+def test_a_white_level_of_any_number(tmp_path):
+    images, ids = write(tmp_path, 0, 10000)
+    whites = images.with_(white=10000)
+    assert not lost_levels(whites, ids) and whites.check(ids) == {(32, 32): 6}
+    for i in ids:  # by hand
+        want = np.round(tifffile.imread(tmp_path / f"{i}.tif") / 10000 * 255)
+        assert np.array_equal(whites.open(i).numpy(), want)
+    with pytest.raises(ValueError, match=r"i0\.tif cannot be read \(values .* are not from 0 to 5000, see .*white="):
+        images.with_(white=5000).open("i0")
+    for white in (0, -1, 1.5, True, "10000"):
+        with pytest.raises(ValueError, match=f"white={white!r}: the value of full intensity"):
+            ImageSet(".", white=white)
+    with pytest.raises(ValueError, match="white=10000 and bits=14 both say"):
+        ImageSet(".", bits=14, white=10000)
 
 
 def test_files_of_8_bits_a_hot_pixel_and_no_image(tmp_path):

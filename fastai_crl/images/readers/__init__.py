@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .base import HOW_TO_ALLOW, Input, Reader, Source, check_pixels
-from .intensity import check_intensity, to_bytes, white_of
+from .intensity import check_intensity, check_white, to_bytes, white_of
 from .pillow import PILLOW
 from .png import PNG
 from .tiff import TIFF_READER
@@ -26,6 +26,7 @@ __all__ = [
     "Reader",
     "Source",
     "check_intensity",
+    "check_white",
     "header",
     "read_planes",
     "read_values",
@@ -130,9 +131,9 @@ def _reason(e: Exception) -> str:
     return str(e) or type(e).__name__
 
 
-def _decode(source: Source, n: int, bits: int | None) -> tuple[np.ndarray, int]:
+def _decode(source: Source, n: int, full: int | None) -> tuple[np.ndarray, int]:
     """Planes (n,H,W), integer, and the value that is full intensity."""
-    white = white_of(source.dtype, source.white, bits)
+    white = white_of(source.dtype, source.white, full)
     a = source.decode()
     if a.shape != (source.planes, source.height, source.width) or a.dtype != source.dtype:
         raise ValueError(
@@ -146,18 +147,18 @@ def _decode(source: Source, n: int, bits: int | None) -> tuple[np.ndarray, int]:
         # yellow, all for grey). The maximum restores it in every case; the usual luma would darken it.
         a = a[:3].max(0, keepdims=True) if n == 1 else a[:3]
     if a.dtype != np.uint8 and (a.min() < 0 or a.max() > white):
-        raise ValueError(f"values {a.min()}..{a.max()} do not fit {white.bit_length()} bits, see bits=")
+        raise ValueError(f"values {a.min()}..{a.max()} are not from 0 to {white}, see bits= and white=")
     return (white - a if source.inverted else a), white
 
 
 # ---------------------------------------------------------------- reading
 
 
-def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, int]:
+def header(file: str | Path, n: int = 1, full: int | None = None) -> tuple[int, int]:
     """Return (height, width) of an image file of `n` channels from its header.
 
     Where the header cannot tell that the pixels will be had, as in a file that looks truncated, or of a rare kind, they
-    are decoded. A gzipped file is unzipped.
+    are decoded. A gzipped file is unzipped. Arguments are those of `read_planes`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -167,9 +168,9 @@ def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, 
         with _opened(file) as opened:
             source = _source(opened, n)
             if source.intact and not source.planes == 4 > n:  # alpha, that must be opaque
-                white_of(source.dtype, source.white, bits)
+                white_of(source.dtype, source.white, full)
             else:
-                _decode(source, n, bits)
+                _decode(source, n, full)
             return source.height, source.width
     except FileNotFoundError:
         raise
@@ -177,14 +178,14 @@ def header(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[int, 
         raise ValueError(_reason(e)) from e
 
 
-def read_values(file: str | Path, n: int = 1, bits: int | None = None) -> tuple[np.ndarray, int]:
+def read_values(file: str | Path, n: int = 1, full: int | None = None) -> tuple[np.ndarray, int]:
     """Read the `n` channels of one file as they are stored, integers (n,H,W), and the value of full intensity.
 
     Arguments and errors are those of `read_planes`.
     """
     try:
         with _opened(file) as opened:
-            return _decode(_source(opened, n), n, bits)
+            return _decode(_source(opened, n), n, full)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Image file {file} does not exist: every image needs all its files.") from e
     except Exception as e:  # decoders raise about anything on damaged bytes
@@ -196,7 +197,7 @@ def read_planes(
     file: str | Path,
     n: int = 1,
     size: tuple[int, int] | None = None,
-    bits: int | None = None,
+    full: int | None = None,
     stretch: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Read the `n` channels of one file as uint8 (n,H,W), intensities 0..255.
@@ -207,17 +208,17 @@ def read_planes(
             bands. More for a TIFF of several pages, or with the channels as its first or last axis; 3 for any picture
             in RGB.
         size: (height, width) to which each channel is resized on its own; None keeps the size of the file.
-        bits: depth of the data in 16-bit files, 9 to 16: 2**bits-1 becomes 255. Default: the file's own depth (16, or
-            what a packed TIFF says). Files of 8 bits keep their values. Of other integers only `bits` tells the depth.
+        full: the value of full intensity, which becomes 255. Default: the file's own (65535, or what the depth of a
+            packed TIFF says). Files of 8 bits keep their values. Of other integers only `full` tells it.
         stretch: percentiles (lo, hi), 0 <= lo < hi <= 100: each channel is stretched, before it is resized, so that its
             lo-th percentile becomes 0 and its hi-th 255; a channel where the two coincide is left as it is.
 
     Raises:
         FileNotFoundError: a missing file.
         ValueError: a file that is damaged or truncated, that is no regular file, that holds another number of channels
-            or frames, pixels without a range (floating point, or integers of other than 8 or 16 bits without `bits`),
-            values beyond `bits`, a table of colours that is no brightness, or more than `PIL.Image.MAX_IMAGE_PIXELS`
+            or frames, pixels without a range (floating point, or integers of other than 8 or 16 bits without `full`),
+            values beyond `full`, a table of colours that is no brightness, or more than `PIL.Image.MAX_IMAGE_PIXELS`
             pixels (known from the header, before anything is decoded). Each names the file and the fix.
     """
-    a, white = read_values(file, n, bits)
+    a, white = read_values(file, n, full)
     return np.stack([to_bytes(p, white, size, stretch) for p in a])

@@ -30,13 +30,23 @@ def check_intensity(
     return bits, (pair[0], pair[1])
 
 
-def white_of(dtype: np.dtype, white: int | None, bits: int | None) -> int:
+def check_white(white: int | None, bits: int | None) -> int | None:
+    """Return the value of full intensity that `white` or `bits` says; raise ValueError for both, or a wrong one."""
+    if white is None:
+        return None if bits is None else 2**bits - 1
+    if bits is not None:
+        raise ValueError(f"white={white!r} and bits={bits!r} both say what full intensity is: pass one of them.")
+    rule = "the value of full intensity in files of more than 8 bits is a whole number above 0, or None for their own"
+    return whole_number("white", white, 1, rule)
+
+
+def white_of(dtype: np.dtype, white: int | None, chosen: int | None) -> int:
     """Return the value of full intensity, or raise ValueError where nothing says it.
 
     Args:
         dtype: of the pixels.
         white: what the file says; None for nothing.
-        bits: what the user says; files of 8 bits keep their range.
+        chosen: what the user says; files of 8 bits keep their range.
     """
     dtype = np.dtype(dtype)
     if dtype == np.uint8:
@@ -44,10 +54,10 @@ def white_of(dtype: np.dtype, white: int | None, bits: int | None) -> int:
     if dtype.kind not in "ui":
         kind = "floating point" if dtype.kind == "f" else dtype
         raise ValueError(f"{kind} pixels have no fixed range, save the image with 8 or 16 bits")
-    if bits is not None and dtype != np.int8:
-        return 2**bits - 1
+    if chosen is not None and dtype != np.int8:
+        return chosen
     if white is None and dtype != np.uint16:
-        fix = "" if dtype == np.int8 else ", or, if 0 is black, pass bits=, 9 to 16"
+        fix = "" if dtype == np.int8 else ", or, if 0 is black, pass bits=, 9 to 16, or white="
         raise ValueError(f"nothing says which {dtype} value is full intensity: save it as uint8 or uint16{fix}")
     return 65535 if white is None else white
 
