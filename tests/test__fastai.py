@@ -34,6 +34,7 @@ from fastai_crl._fastai import (
     CaughtEmbedding,
     activation_of,
     add_columns,
+    alone,
     as_validation,
     blended_targets,
     drop_columns,
@@ -41,6 +42,7 @@ from fastai_crl._fastai import (
     inner_loader,
     is_lr_search,
     keeps_workers,
+    labels_beside_weights,
     loader_options,
     logits_and_targets,
     part_of,
@@ -367,6 +369,39 @@ def test_a_learner_is_rebuilt_as_another_class(hpa_dls, tmp_path):
     assert (made.lr, made.wd, made.path, made.arch, made.n_out) == (0.5, 0.25, tmp_path, resnet18, hpa_dls.c)
     assert [cb.name for cb in made.cbs if cb.learn is made] == [*(cb.name for cb in plain.cbs), "now"]
     assert made.opt.frozen_idx == plain.opt.frozen_idx > 0
+
+
+class DistributedTrainer(Callback):
+    """As fastai's: it would wrap model and loaders for several processes."""
+
+    def before_fit(self):
+        raise AssertionError("this process predicts alone")
+
+
+def test_a_process_predicts_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # fastai would gather from a process that is not there
+    data = TensorDataset(torch.rand(6, 4), torch.rand(6, 3))
+    dls = DataLoaders.from_dsets(data, data, bs=2, num_workers=0, device="cpu")
+    learn = Learner(dls, nn.DataParallel(nn.Linear(4, 3)), nn.MSELoss(), cbs=DistributedTrainer(), path=tmp_path)
+    model = learn.model
+    with learn.no_bar(), learn.no_logging(), alone(learn), alone(learn):
+        assert learn.model is model.module
+        assert len(learn.get_preds()[0]) == 6
+    assert learn.model is model and learn.distributed_trainer and "to_detach" not in vars(learn)
+
+
+def test_labels_travel_beside_weights(tmp_path):
+    model = nn.Linear(2, 3)
+    with labels_beside_weights(model, ["a", "b", "c"]):
+        torch.save(model.state_dict(), tmp_path / "w.pth")
+    assert "labels" not in model.state_dict()._metadata[""]
+    with labels_beside_weights(model, None) as found:
+        nn.DataParallel(model).module.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
+    assert found["labels"] == ["a", "b", "c"]
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "plain.pth")
+    with labels_beside_weights(model, None) as found:
+        model.load_state_dict(torch.load(tmp_path / "plain.pth", weights_only=True))
+    assert found.get("labels") is None
 
 
 @pytest.mark.parametrize("split_idx", [0, 1])

@@ -187,26 +187,26 @@ class Queue:
 
 
 def report(file: Path, side: str = "valid", against: Sequence[str] = ("plain", "started")) -> str:
-    """Means of each arm, and its paired differences to others with 95 % intervals of Student's t over the seeds."""
-    frame = pd.read_csv(file)
-    frame = frame[frame["seed"] != TUNING_SEED]
-    names = [f"{side}_{m}" for m in MEASURES]
-    lines = []
-    for task, mine in frame.groupby("task", sort=False):
-        lines += [f"\n**{task}**, {side}\n", "| arm | seeds | " + " | ".join(MEASURES) + " | train mAP |"]
+    """Means of each arm, and paired differences to others, with 95 % intervals of Student's t over the pairs.
+
+    A table for each task, where a pair is a seed, and one for all tasks together, where it is a seed of a task.
+    """
+    frame = pd.read_csv(file).query("seed != @TUNING_SEED")
+    names, lines = [f"{side}_{m}" for m in MEASURES], []
+    for task, rows in [*frame.groupby("task", sort=False), ("all tasks", frame)]:
+        lines += [f"\n**{task}**, {side}\n", "| arm | n | " + " | ".join(MEASURES) + " | train mAP |"]
         lines.append("|---" * (len(MEASURES) + 3) + "|")
-        by_arm = {arm: rows.set_index("seed") for arm, rows in mine.groupby("arm")}
-        order = [arm for arm in ARMS if arm in by_arm]
-        for arm in order:
-            means = by_arm[arm][[*names, "train_map"]].mean()
-            lines.append(f"| {arm} | {len(by_arm[arm])} | " + " | ".join(f"{v:.3f}" for v in means) + " |")
-        for other in against:
-            for arm in order:
-                if other not in by_arm or arm == other:
-                    continue
-                gains = (by_arm[arm][names] - by_arm[other][names]).dropna(how="all")
-                cells = [f"{m:+.3f} ± {m - low:.3f}" for m, low, _ in map(difference, gains.T.to_numpy())]
-                lines.append(f"| {arm} over {other} | {len(gains)} | " + " | ".join(cells) + " | |")
+        found = {name: part.set_index(["task", "seed"]) for name, part in rows.groupby("arm")}
+        order = [name for name in ARMS if name in found]
+        for name in order:
+            means = found[name][[*names, "train_map"]].mean()
+            lines.append(f"| {name} | {len(found[name])} | " + " | ".join(f"{v:.3f}" for v in means) + " |")
+        for other in (o for o in against if o in found):
+            for name in (n for n in order if n != other):
+                gains = (found[name][names] - found[other][names]).dropna(how="all")
+                shown = map(difference, gains.T.to_numpy())
+                cells = [f"{m:+.3f}" + (f" ± {m - low:.3f}" if len(gains) > 1 else "") for m, low, _ in shown]
+                lines.append(f"| {name} over {other} | {len(gains)} | " + " | ".join(cells) + " | |")
     return "\n".join(lines)
 
 

@@ -34,27 +34,27 @@ def _sample(x: Tensor, theta: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 class RandomAffine(BatchTransform):
-    """Rotate, zoom and shift in one resampling, bilinear, mirrored at the edges.
+    """Rotate, zoom and translate in one resampling, bilinear, mirrored at the edges.
 
     Args:
         rotate: largest angle, degrees, either way.
         zoom: largest magnification, 1 or more; as much smaller as larger (log-uniform in 1/zoom..zoom).
-        shift: largest shift, share of the side, 0 to 1, in each direction.
+        translate: largest move, share of the side, 0 to 1, in each direction.
         p: probability of each image to be changed, 0 to 1; the others keep their values to about 1e-4.
     """
 
     order = 30
 
-    def __init__(self, rotate: float = 10.0, zoom: float = 1.1, shift: float = 0.0, p: float = 0.75):
+    def __init__(self, rotate: float = 10.0, zoom: float = 1.1, translate: float = 0.0, p: float = 0.75):
         super().__init__()
         check(0, 180, rotate=rotate)
         check(1, 10, zoom=zoom)
-        check(0, 1, shift=shift, p=p)
-        self.rotate, self.zoom, self.shift, self.p = rotate, zoom, shift, p
+        check(0, 1, translate=translate, p=p)
+        self.rotate, self.zoom, self.translate, self.p = rotate, zoom, translate, p
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Angle in radians, log of the magnification, shift right and down in shares of the side: (4, B)."""
-        return spread(shape[0], self.p, math.radians(self.rotate), math.log(self.zoom), self.shift, self.shift)
+        """Angle in radians, log of the magnification, move right and down in shares of the side: (4, B)."""
+        return spread(shape[0], self.p, math.radians(self.rotate), math.log(self.zoom), self.translate, self.translate)
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -142,8 +142,8 @@ class RandomD4(BatchTransform):
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         # Each step of `d4` for the whole batch, kept where it was drawn: six kernels for any number of images.
-        bits = (1, 2, 4) if x.shape[-2] == x.shape[-1] else (1, 2)
-        chosen = (drawn & torch.tensor(bits)[:, None]).bool()[..., None, None, None]
-        for bit, where in zip(bits, chosen.to(x.device, non_blocking=True), strict=True):
-            x = torch.where(where, d4(x, bit), x)
+        steps = (1, 2, 4) if x.shape[-2] == x.shape[-1] else (1, 2)
+        chosen = (drawn & torch.tensor(steps)[:, None]).bool()[..., None, None, None]
+        for step, where in zip(steps, chosen.to(x.device, non_blocking=True), strict=True):
+            x = torch.where(where, d4(x, step), x)
         return x

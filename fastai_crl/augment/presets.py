@@ -11,7 +11,7 @@ def microscopy_transforms(
     flips: bool = True,
     rotate: float = 10.0,
     zoom: float = 1.1,
-    shift: float = 0.0,
+    translate: float = 0.0,
     intensity: float = 0.1,
     noise: float = 0.0,
     cutout: float = 0.0,
@@ -27,7 +27,7 @@ def microscopy_transforms(
         flips: the eight flips and quarter turns (`RandomD4`).
         rotate: largest angle in degrees, see `RandomAffine`.
         zoom: largest factor, see `RandomAffine`.
-        shift: largest share of the side, see `RandomAffine`.
+        translate: largest share of the side, see `RandomAffine`.
         intensity: `gain` and `gamma` of `ChannelIntensity`.
         noise: `std` of `GaussianNoise`.
         cutout: `area` of `Cutout`.
@@ -40,7 +40,7 @@ def microscopy_transforms(
     if scale is not None and size is None:
         raise ValueError(f"scale={scale} needs a size: pass size=, the side of what is cut out.")
     tfms = {
-        RandomAffine(rotate, zoom, shift, p): rotate or zoom != 1 or shift,
+        RandomAffine(rotate, zoom, translate, p): rotate or zoom != 1 or translate,
         RandomCropBatch(1 if size is None else size, scale): size is not None,
         RandomD4(): flips,
         ChannelIntensity(intensity, intensity, p=p): intensity,

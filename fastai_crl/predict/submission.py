@@ -83,14 +83,19 @@ def write_submission(
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or a channel missing.
-        ValueError: an unreadable image, thresholds that do not fit, labels that hold the delimiter, values that are no
-            probabilities.
+        ValueError: loaders other than multi-channel ones, an unreadable image, thresholds that do not fit, labels that
+            hold the delimiter, values that are no probabilities.
         PermissionError: what lies at the folder's name is a link, or may be written to by others.
         OSError: the disk is full.
         RuntimeError: another process writes the same file.
     """
     if process_rank() > 0:
         return None
+    if not isinstance(getattr(learn.dls, "images", None), ImageSet):
+        raise ValueError(
+            "These loaders do not say how their images are named, as HPADataLoaders do: predict files with "
+            "predict_probabilities(learn, dl=learn.dls.test_dl(files)), and decide(probs, ...)."
+        )
     vocab = [str(v) for v in learn.dls.vocab]
     single_label = is_single_label(learn.dls, len(vocab))
     if single_label and thresh is not None:

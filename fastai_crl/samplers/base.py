@@ -173,7 +173,3 @@ class EpochSampler:
     def repeats(self, epoch: int = 0) -> np.ndarray:
         """Return how often an epoch draws each sample, (n,)."""
         return np.bincount(self.indices(epoch), minlength=self.labels.shape[0])
-
-    def label_repeats(self, epoch: int = 0) -> np.ndarray:
-        """Return the mean draws of the images of each label in an epoch, (C,); 0 for a label without images."""
-        return self.labels.T @ self.repeats(epoch) / np.maximum(self.labels.getnnz(0), 1)

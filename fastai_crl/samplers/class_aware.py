@@ -29,9 +29,9 @@ class ClassAwareSampler(EpochSampler):
         ValueError: a negative seed, targets of no known shape, outside [0, 1] or empty.
 
     Example:
-        >>> targets = np.array([0] * 90 + [1] * 8 + [2] * 2)
+        >>> targets = np.array([0] * 90 + [1] * 7 + [2] * 2)
         >>> np.bincount(targets[ClassAwareSampler(targets).indices()]).tolist()
-        [34, 33, 33]
+        [33, 33, 33]
     """
 
     def __init__(self, targets: Any, seed: int = 0):

@@ -353,14 +353,14 @@ def test_microscopy_transforms_leaves_out_what_is_zero():
         Cutout,
     ]
     assert kinds(flips=False, rotate=0, zoom=1, intensity=0) == []
-    assert kinds(rotate=0, zoom=1, shift=0.1, flips=False, intensity=0) == [RandomAffine]
+    assert kinds(rotate=0, zoom=1, translate=0.1, flips=False, intensity=0) == [RandomAffine]
 
 
 def test_microscopy_transforms_hands_its_values_on_and_orders_them():
     affine, crop, _, intensity, noise, cutout = microscopy_transforms(
         (6, 8), True, 20, 1.2, 0.1, 0.3, 0.04, 0.25, (0.5, 1), 0.6
     )
-    assert (affine.rotate, affine.zoom, affine.shift, affine.p) == (20, 1.2, 0.1, 0.6)
+    assert (affine.rotate, affine.zoom, affine.translate, affine.p) == (20, 1.2, 0.1, 0.6)
     assert crop.size == (6, 8) and crop.scale == (0.5, 1)
     assert (intensity.gain, intensity.gamma, intensity.offset, intensity.p) == (0.3, 0.3, 0, 0.6)
     assert (noise.std, noise.p, cutout.area, cutout.p) == (0.04, 0.6, 0.25, 0.6)

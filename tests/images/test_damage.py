@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from fastai_crl.images.readers import header, read_planes
+from tests.images.test_formats import tiff
 
 y, x = np.mgrid[:40, :52]
 GREY = ((np.sin(y / 7) + np.cos(x / 5)) * 50 + 110 + np.random.default_rng(0).integers(0, 12, y.shape)).astype(np.uint8)
@@ -21,12 +22,6 @@ STACK = np.stack([np.roll(GREY, 5 * k) for k in range(4)])
 RGB = np.dstack([GREY, GREY // 2, GREY // 3])
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def tiff(a: np.ndarray, **options) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, a, **{"photometric": "minisblack", **options})
-    return buffer.getvalue()
 
 
 def pillow(a: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:

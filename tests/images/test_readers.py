@@ -5,7 +5,6 @@ import io
 import resource
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from fastai_crl.images.image_set import ImageSet, check_folder, image_ids
 from fastai_crl.images.layout import check_pattern
 from fastai_crl.images.open import open_channels
 from fastai_crl.images.readers import check_intensity, header, read_planes
+from tests.images.test_formats import png, tiff, with_tag
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -305,24 +305,12 @@ def test_float_pixels_are_found_before_training(tmp_path):
 # ---------------------------------------------------------------- damage
 
 
-def png(width: int, height: int, depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
 def huge_tiff(side: int) -> bytes:
     """A tiny TIFF whose header claims side x side pixels, in segments of zero bytes."""
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.zeros((8, 8), np.uint8))
-    data = bytearray(buffer.getvalue())
-    with tifffile.TiffFile(io.BytesIO(bytes(data))) as t:
-        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
-            tag = t.pages[0].tags[name]
-            struct.pack_into("<H" if tag.dtype == 3 else "<I", data, tag.valueoffset, min(side, 65535))
-    return bytes(data)
+    data = tiff(np.zeros((8, 8), np.uint8))
+    for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+        data = with_tag(data, name, min(side, 65535))
+    return data
 
 
 @pytest.mark.parametrize("name", ["png", "palette.png", "tif", "jpg", "bmp"])
@@ -366,13 +354,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
 
 def check_refused(file, tag, value, **kwargs):
     """A grey TIFF with one of its tags overwritten lacks pixels, and both functions say so."""
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, GREY + 1, **kwargs)
-    data = bytearray(buffer.getvalue())
-    with tifffile.TiffFile(io.BytesIO(bytes(data))) as t:
-        entry = t.pages[0].tags[tag]
-        struct.pack_into("<H" if entry.dtype == 3 else "<I", data, entry.valueoffset, value)
-    file.write_bytes(data)
+    file.write_bytes(with_tag(tiff(GREY + 1, **kwargs), tag, value))
     for call in (header, read_planes):
         with pytest.raises(ValueError, match="some are missing"):
             call(file)

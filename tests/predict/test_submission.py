@@ -17,6 +17,7 @@ import pytest
 import tifffile
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastcore.basics import noop
@@ -132,6 +133,13 @@ def test_bad_arguments(learn, hpa, tmp_path):
     with pytest.raises(ValueError, match=r"without label \(1 in all\): ghost"):
         write(thresh={**cuts, "ghost": 0.5})
     assert not list(tmp_path.glob("s*"))
+
+
+def test_loaders_without_names_of_images(learn, hpa, tmp_path):
+    data = torch.utils.data.TensorDataset(torch.rand(4, 4, 32, 32), torch.rand(4, 2))
+    other = Learner(DataLoaders.from_dsets(data, data, bs=2, device="cpu"), nn.Flatten(), nn.MSELoss(), path=tmp_path)
+    with pytest.raises(ValueError, match=r"do not say how their images are named.*predict_probabilities"):
+        write_submission(other, hpa / "test", tmp_path / "s.csv")
 
 
 def test_damage_is_found_before_predicting(learn, hpa, tmp_path):
