@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,16 +104,14 @@ def check_arguments(k: int, rho: float, scope: str, level: str) -> None:
 
 
 def check_per_label(name: str, values: Sequence[float] | Tensor | None, lowest: float | None = None) -> Tensor | None:
-    """Return (C,) numbers, one per label, as a floating-point tensor, or None for None.
+    """Return (C,) numbers, one per label, in float32, or None for None.
 
     Raises:
         ValueError: another shape, NaN, infinity, a number below `lowest`.
     """
     if values is None:
         return None
-    numbers = torch.as_tensor(values).detach()
-    if not numbers.is_floating_point():
-        numbers = numbers.float()
+    numbers = torch.as_tensor(values).detach().float()  # some devices have no float64
     at_least = "" if lowest is None else f" of at least {lowest}"
     if numbers.ndim != 1 or not bool(numbers.isfinite().all() & ((lowest is None) | (numbers >= (lowest or 0)).all())):
         raise ValueError(f"{name}={values!r}: give one finite number{at_least} per label, a sequence of C.")
@@ -181,20 +179,77 @@ def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None
         ) from None
 
 
-def check_batch(
-    scores: Tensor, targets: Tensor, features: Tensor | None = None, name: str = "scores", bound: float | None = None
-) -> None:
-    """Raise ValueError for tensors that do not belong together or hold values outside their range, targets first."""
-    check_targets(scores, targets, name)
-    check_features(scores, features)
-    if scores.shape[0] == 0:
-        return
-    check_on_device(finite(scores), f"{name} must be finite: NaN or infinity found. Has the training diverged?")
-    if bound is not None:
-        rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. Has the training diverged?"
-        check_on_device(finite(scores, bound), rule)
-    if features is not None:
-        check_on_device(finite(features), "features must be finite: NaN or infinity found. Has the training diverged?")
+class Batch(NamedTuple):
+    """A batch that has been checked, which nothing below checks again: made once, where a user's tensors come in.
+
+    Attributes:
+        logits: (n, C) floating point.
+        targets: (n, C) in [0, 1], or (n,) class indices.
+        features: (n, d) floating point, or None.
+        broken: bool scalar on the device: whether logits or features were not finite; both are zeros then. None: they
+            are finite for sure.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    features: Tensor | None = None
+    broken: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        targets: Tensor,
+        features: Tensor | None = None,
+        name: str = "logits",
+        bound: float | None = None,
+    ) -> Batch:
+        """Check everything, targets first.
+
+        Raises:
+            ValueError: tensors that do not belong together, or hold values outside their range.
+        """
+        logits, targets = checked_targets(logits, targets, name)
+        if features is not None:
+            features = _checked_features(features, logits)
+        if len(logits):
+            cause = "Has the training diverged?"
+            check_on_device(finite(logits), f"{name} must be finite: NaN or infinity found. {cause}")
+            if bound is not None:
+                rule = f"{name} must be within ±{bound:g}, beyond which their differences are lost. {cause}"
+                check_on_device(finite(logits, bound), rule)
+            if features is not None:
+                check_on_device(finite(features), f"features must be finite: NaN or infinity found. {cause}")
+        return cls(logits, targets, features)
+
+    @classmethod
+    def of_training(
+        cls, logits: Tensor, targets: Tensor, features: Tensor | None = None, bound: float | None = None
+    ) -> Batch:
+        """The batch of a training step, its targets checked before: logits that are not finite are no error.
+
+        Args:
+            logits: those of `checked_targets`, like the next.
+            targets: see there.
+            features: (n, d), or None.
+            bound: logits beyond ±this are as good as infinite; None for no bound.
+        """
+        usable = finite(logits, bound)
+        if features is not None:
+            features = _checked_features(features, logits)
+            usable = usable & finite(features)
+        if readable(usable) and bool(usable):
+            return cls(logits, targets, features)
+        broken = ~usable
+        features = None if features is None else features.masked_fill(broken, 0)
+        return cls(logits.masked_fill(broken, 0), targets, features, broken)
+
+
+def checked_targets(logits: Tensor, targets: Tensor, name: str = "logits") -> tuple[Tensor, Tensor]:
+    """Return logits (n, C) and targets (n, C) or (n,) as plain tensors that fit; one logit per item is one label."""
+    logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
+    check_targets(logits, targets, name)
+    return logits, targets
 
 
 def features_of(level: str, features: Tensor | None) -> Tensor | None:
@@ -203,18 +258,19 @@ def features_of(level: str, features: Tensor | None) -> Tensor | None:
         return None
     if features is None:
         raise ValueError('level="instance" compares embeddings: pass features of shape (n, d).')
-    return as_plain_tensor(features)
+    return features
 
 
-def check_features(scores: Tensor, features: Tensor | None) -> None:
-    """Raise ValueError for features that are not an embedding per row of `scores`."""
-    if features is not None and (
+def _checked_features(features: Tensor, logits: Tensor) -> Tensor:
+    """Return features that are an embedding per row of `logits` as a plain tensor, or raise ValueError."""
+    if (
         features.ndim != 2
-        or features.shape[0] != scores.shape[0]
+        or features.shape[0] != logits.shape[0]
         or not features.shape[1]
         or not features.is_floating_point()
     ):
         raise ValueError(
-            f"features must be a floating-point tensor of shape (n, d), n = {scores.shape[0]}, d >= 1, an embedding "
+            f"features must be a floating-point tensor of shape (n, d), n = {logits.shape[0]}, d >= 1, an embedding "
             f"per sample; got {tuple(features.shape)}, {features.dtype}. Flatten or pool them first."
         )
+    return as_plain_tensor(features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
-from fastai_crl._checks import as_plain_tensor, check_targets, one_column
+from fastai_crl._checks import Batch, checked_targets, one_column
 from fastai_crl._fastai import (
     CaughtEmbedding,
     add_columns,
@@ -24,12 +25,33 @@ from fastai_crl._fastai import (
     unguard_fit,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.evaluate.mined import NOTHING, Mined, counts_frame, plot_counts
-from fastai_crl.labels import label_names
-from fastai_crl.losses.alpha import Schedule, check_alpha, scheduled
-from fastai_crl.losses.crl import CRL
+from fastai_crl.labels import UnknownLabelsError, count, label_names, read_labels
+from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
-from fastai_crl.losses.imbalance import TrainingLabels, mix
+from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, mix, omega, scheduled
+
+_NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
+
+
+@dataclass
+class _Epoch:
+    """What one epoch mined, on the device of the batches: adding to it reads nothing."""
+
+    triplets: Tensor | None = None  # (C,) long
+    terms: list[Tensor] = field(default_factory=list)  # of each batch
+    found: list[Tensor] = field(default_factory=list)  # of each batch: whether it had a triplet
+
+    def add(self, rectified: Rectified, found: Tensor) -> None:
+        self.triplets = rectified.triplets if self.triplets is None else self.triplets + rectified.triplets
+        self.terms.append(rectified.loss.detach())
+        self.found.append(found)
+
+    def columns(self) -> dict[str, float]:
+        """What the epoch table shows: the mean term of the batches with a triplet, triplets, labels that have any."""
+        if self.triplets is None:
+            return _NOTHING
+        loss = torch.stack(self.terms)[torch.stack(self.found)].mean()
+        return {"loss": float(loss), "triplets": int(self.triplets.sum()), "labels": int((self.triplets > 0).sum())}
 
 
 @dataclass
@@ -41,10 +63,10 @@ class _Fit:
     recorder: Any = None  # the one that has our columns
     hook: Any = None
     started: bool = False  # training, not validation or prediction alone
-    shifted: bool = False  # the term has the base loss's shift, where it is to have it
     alphas: list[float | Tensor] = field(default_factory=list)
-    mined: Mined | None = None  # of the epoch
-    labels: TrainingLabels = field(default_factory=TrainingLabels)
+    epoch: _Epoch = field(default_factory=_Epoch)
+    omega: float | None = None  # Ω of the training set; None before the first batch, or where it does not tell
+    seen: SeenLabels | None = None  # where it does not tell
 
 
 class CRLCallback(Callback):
@@ -74,9 +96,8 @@ class CRLCallback(Callback):
         term: a `CRL` module, in place of its arguments.
         shift: what is added to the logits before CRL scores them: `"base"`, what the base loss adds, (C,) numbers, or
             None; see `CRLLoss`.
-        **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average, engine. Default: the loss as published; see `crl_learner` for what did better. A
-            memory is empty at the start of each fit and emptied at its end.
+        **crl: arguments of `CRL`: k, rho, margin, scope, level, criterion, score_space, frequency, average. Default:
+            the loss as published; see `crl_learner` for what did better.
 
     Attributes:
         term: the `CRL` module.
@@ -155,7 +176,6 @@ class CRLCallback(Callback):
     def _clean_up(self) -> None:
         now, self._now = self._now, None
         self.caught.features = None
-        self.term.reset()
         if now is None:
             return
         drop_columns(now.recorder)
@@ -167,7 +187,7 @@ class CRLCallback(Callback):
     def before_fit(self) -> None:
         self._clean_up()
         self._now = now = _Fit(self.learn.loss_func, is_lr_search(self.learn))
-        shown = {"crl_alpha": self._alpha, **{f"crl_{name}": partial(self._shown, name) for name in NOTHING}}
+        shown = {"crl_alpha": self._alpha, **{f"crl_{name}": partial(self._shown, name) for name in _NOTHING}}
         now.recorder = add_columns(self.learn, shown)
         if self.term.level == "instance" and self.alpha != 0:
             # Before validation too: a compiled model keeps the hooks of its first call.
@@ -178,19 +198,19 @@ class CRLCallback(Callback):
             self.before_fit()
         if not self._now.started:
             self._start(self._now)
-        self._now.mined = None
+        self._now.epoch = _Epoch()
 
     def before_validate(self) -> None:
         if self._now is not None and not self._now.started:  # validation or prediction on its own
             drop_columns(self._now.recorder)
 
     def after_train(self) -> None:
-        if self._now is not None and self._now.mined is not None:
-            counts = self._now.mined.counts
+        if self._now is not None and self._now.epoch.triplets is not None:
+            triplets = self._now.epoch.triplets
             if n_processes() > 1 and not self.gather:
-                dist.all_reduce(counts)
+                dist.all_reduce(triplets)
             if not self._now.is_search:
-                self.history.append((self.n_fits - 1, self.learn.epoch, counts.cpu()))
+                self.history.append((self.n_fits - 1, self.learn.epoch, triplets.cpu()))
 
     def after_fit(self) -> None:
         now = self._now
@@ -205,6 +225,7 @@ class CRLCallback(Callback):
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
         now.started = True
+        self.term.to(self.learn.dls.device)
         if not now.is_search:
             self.alphas, self.n_fits = now.alphas, self.n_fits + 1
             record_schedule(self.learn, "crl_alpha", self.alphas)  # plot_sched shows it beside the learning rate
@@ -214,7 +235,7 @@ class CRLCallback(Callback):
         """Check the targets: before the base loss, and whatever α is."""
         pred, yb = self.learn.pred, self.learn.yb
         if isinstance(pred, Tensor) and pred.ndim in (1, 2) and len(yb) == 1 and isinstance(yb[0], Tensor):
-            check_targets(*one_column(as_plain_tensor(pred), as_plain_tensor(yb[0])), name="logits")
+            checked_targets(pred, yb[0])
 
     def after_loss(self) -> None:
         share = scheduled(self.schedule, float(self.learn.pct_train))
@@ -223,6 +244,21 @@ class CRLCallback(Callback):
         if share == 0 or self.alpha == 0:
             now.alphas.append(0.0)
             return
+        batch, size = self._batch(features), n_processes() if self.gather else 1
+        alpha = share * (self._omega(batch) if self.alpha == "auto" else self.alpha)
+        rectified = self.term.rectify(batch, base_shift(now.base_loss) if self.follows_base else None)
+        found = rectified.triplets.any()
+        now.epoch.add(rectified, found)
+        now.alphas.append(alpha)
+        term = scale_gradient(rectified.loss, size) if size > 1 else rectified.loss
+        base, total = self.learn.loss, self.learn.loss_grad
+        loss = mix(base, term, found, alpha)
+        # What other callbacks have added to loss_grad, and not to loss, is added as it is.
+        self.learn.loss_grad = loss + (total - base)
+        self.learn.loss = loss.detach()
+
+    def _batch(self, features: Tensor | None) -> Batch:
+        """The batch to mine, of all processes where they mine as one; `after_pred` checked its targets."""
         logits, targets = one_column(*logits_and_targets(self.learn))
         if self.term.level == "instance" and features is None:
             raise ValueError(
@@ -230,43 +266,37 @@ class CRLCallback(Callback):
                 "compiled and called before. Pass CRLCallback(embedding=module), or compile again "
                 "(torch.compiler.reset())."
             )
-        if self.follows_base and not now.shifted:
-            now.shifted = True
-            self.term.shift = base_shift(now.base_loss)
-        size = n_processes() if self.gather else 1
-        if size > 1:
-            logits, targets, *features = gather_rows(logits, targets, *([] if features is None else [features]))
-            features = features[0] if features else None
-        alpha = self.alpha
-        if alpha == "auto":
-            found = now.labels.add(self.learn.dls.train, logits, targets)
-            alpha = found.clamp_max(self.term.criterion.alpha_limit)
-        alpha = share * alpha
-        rectified = self.term.loss_and_counts(logits, targets, features, skip_non_finite=True)
-        now.mined = Mined.of(rectified.counts, rectified.loss).plus(now.mined)
-        if size > 1:
-            rectified = rectified._replace(loss=scale_gradient(rectified.loss, size))
-        now.alphas.append(alpha)
-        base, total = self.learn.loss, self.learn.loss_grad
-        loss = mix(base, rectified, alpha)
-        # What other callbacks have added to loss_grad, and not to loss, is added as it is.
-        self.learn.loss_grad = torch.where(base.detach().isfinite(), loss + (total - base), total)
-        self.learn.loss = loss.clone()
+        if self.gather and n_processes() > 1:
+            logits, targets, *rest = gather_rows(logits, targets, *([] if features is None else [features]))
+            features = rest[0] if rest else None
+        return Batch.of_training(logits, targets, features, self.term.bound)
+
+    def _omega(self, batch: Batch) -> float | Tensor:
+        """Ω of the training set, read once per fit, or that of the labels seen so far; at most the criterion's."""
+        now, most = self._now, self.term.criterion.alpha_limit
+        if now.omega is None and now.seen is None:
+            with suppress(UnknownLabelsError):
+                labels = read_labels(self.learn.dls.train, batch.logits.shape[1])
+                if labels.nnz:
+                    now.omega = float(omega(count(labels).double(), labels.shape[0]))
+            now.seen = None if now.omega is not None else SeenLabels()
+        return min(now.omega, most) if now.seen is None else now.seen(batch).clamp_max(most)
 
     # ---- what happened ----
     def _alpha(self) -> float:
         return float(self._now.alphas[-1]) if self._now and self._now.alphas else 0.0
 
     def _shown(self, name: str) -> float:
-        return (self._now.mined.columns() if self._now and self._now.mined else NOTHING)[name]
+        return (self._now.epoch.columns() if self._now else _NOTHING)[name]
 
     def counts_frame(self) -> pd.DataFrame:
         """Triplets mined of each label in each epoch trained since the callback was made: totals, labels as columns.
 
         Rows are indexed by fit and epoch, both from 0; epochs without a mined batch (α = 0) are not listed.
         """
-        n_classes = len(self.history[0][2]) if self.history else 0
-        return counts_frame(self.history, label_names(getattr(self.learn, "dls", None), n_classes))
+        names = label_names(getattr(self.learn, "dls", None), len(self.history[0][2]) if self.history else 0)
+        index = pd.MultiIndex.from_tuples([h[:2] for h in self.history], names=["fit", "epoch"])
+        return pd.DataFrame([h[2].tolist() for h in self.history], index=index, columns=names)
 
     def plot_counts(self, ax: Any = None, top: int | None = None) -> Any:
         """Plot the triplets mined of each label over the epochs of `counts_frame`, on a logarithmic axis.
@@ -281,4 +311,10 @@ class CRLCallback(Callback):
         Raises:
             ValueError: nothing has been mined yet.
         """
-        return plot_counts(self.counts_frame(), ax, top)
+        frame = self.counts_frame().reset_index(drop=True)
+        if frame.empty:
+            raise ValueError("Nothing has been mined yet: fit first, with alpha above 0.")
+        order = frame.sum().sort_values(ascending=False, kind="stable").index[:top]
+        ax = frame[order].plot(ax=ax, logy="sym", marker=".", colormap="turbo", xlabel="epoch", ylabel="mined triplets")
+        ax.legend(fontsize="x-small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
+        return ax

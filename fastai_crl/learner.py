@@ -37,12 +37,12 @@ from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import UnknownLabelsError, count, label_counts, label_names, read_labels
-from fastai_crl.losses.alpha import Schedule
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
-from fastai_crl.losses.prior import start_at_frequency
+from fastai_crl.losses.frequency import start_at_frequency
+from fastai_crl.losses.imbalance import Schedule
 from fastai_crl.predict import show_predictions
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
@@ -188,10 +188,9 @@ def crl_learner(
         metrics: default macro F1 and mean average precision; for single-label accuracy, balanced accuracy and macro F1.
             All decide as the learner does, so at 0.5, or for the likeliest class, until thresholds are fitted.
         cbs: more callbacks, beside `CRLCallback`; a `CRLCallback` among them takes the place of crl_learner's own.
-        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, bins, memory, max_age,
-            frequency, average, shift, engine), and of fastai's `vision_learner`. Default: `criterion="ranking"`, where
-            `CRL` itself has the paper's `"relative"`. With `level="instance"` or `memory`, which ranking does not
-            serve, a criterion must be given.
+        **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, frequency, average, shift),
+            and of fastai's `vision_learner`. Default: `criterion="ranking"`, where `CRL` itself has the paper's
+            `"relative"`. With `level="instance"`, which ranking does not serve, a criterion must be given.
 
     Returns:
         A `CRLLearner`, with the callback as `learn.crl`.

@@ -151,7 +151,7 @@ def uneven_run(level):
     model = DistributedDataParallel(make_model())
     features = model.module[:2](x[own]) if level == "instance" else None
     logits, targets, *features = gather_rows(model(x[own]), y[own], *([] if features is None else [features]))
-    term, counts = CRL(k=5, level=level).loss_and_counts(logits, targets, *features)
+    term, counts = CRL(k=5, level=level).loss_and_triplets(logits, targets, *features)
     term = scale_gradient(term, size)
     (term + 0 * logits.sum()).backward()  # all parameters take part, as they do beside a base loss
     return {"value": term.detach(), "counts": counts, "grads": [p.grad for p in model.parameters()]}

@@ -126,26 +126,3 @@ def soft_histogram(values, low, high, bins):
 def distribution(positives, negatives, low, high, bins):
     h_pos, h_neg = (soft_histogram(x, low, high, bins) for x in (positives, negatives))
     return sum(h_pos[t] * sum(h_neg[: t + 1]) for t in range(bins))
-
-
-def relative_with_memory(scores, targets, rings, k, rho, margin):
-    """Class level, joint scope, with past positives: `rings[c]` are label c's remembered scores.
-
-    Fellows of an anchor are the batch's and the remembered ones; hard negatives are the batch's alone. Returns the loss
-    (None without a triplet) and the triplets of each label.
-    """
-    n, n_classes = len(targets), len(targets[0])
-    h = [sum(row[c] == 1 for row in targets) for c in range(n_classes)]
-    each, counts, total = [], [0] * n_classes, 0
-    for c in sorted(range(n_classes), key=lambda c: (h[c], c)):
-        total += h[c]
-        if total > rho * n + 1e-6 or h[c] < 1 or h[c] + len(rings[c]) < 2:
-            continue
-        inside = [i for i in range(n) if targets[i][c] == 1]
-        hardest = sorted((scores[j][c] for j in range(n) if targets[j][c] == 0), key=lambda p: -float(p))[:k]
-        for a in inside:
-            own = scores[a][c]
-            positives = sorted([scores[i][c] for i in inside if i != a] + list(rings[c]), key=float)[:k]
-            each += [(abs(own - p), own - q) for p in positives for q in hardest]
-            counts[c] += len(positives) * len(hardest)
-    return (relative(each, margin) if each else None), counts

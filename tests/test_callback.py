@@ -28,7 +28,7 @@ from torch import nn
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import MacroF1
 from fastai_crl.losses import CRL, CRLLoss, imbalance
-from fastai_crl.losses.alpha import ramp
+from fastai_crl.losses.imbalance import ramp
 
 N, C = 64, 6
 
@@ -85,10 +85,10 @@ def test_columns_and_counts(tmp_path):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.3, schedule=full, k=3), metrics=MacroF1())
     crl, x, y = CRL(k=3), *learn.dls.train.dataset.tensors
     with torch.no_grad():
-        first = crl.loss_and_counts(learn.model(x[:32]), y[:32])
+        first = crl.loss_and_triplets(learn.model(x[:32]), y[:32])
     learn.fit(2, lr=0.0)  # a model that stays as it is
     with torch.no_grad():
-        second = crl.loss_and_counts(learn.model(x[32:]), y[32:])
+        second = crl.loss_and_triplets(learn.model(x[32:]), y[32:])
     assert learn.recorder.metric_names == [
         *(
             "epoch",
@@ -136,13 +136,22 @@ def test_same_training_as_without_when_nothing_is_mined(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_alpha_zero_and_validation_mine_nothing(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(CRL, "forward", lambda *a: calls.append(1))
-    learn = make_learner(tmp_path, CRLCallback(alpha=0.0))
+def test_alpha_zero_and_validation_mine_nothing(tmp_path):
+    class Counted(CRL):
+        calls = 0
+
+        def rectify(self, *args, **kwargs):
+            self.calls += 1
+            return super().rectify(*args, **kwargs)
+
+    term = Counted()
+    make_learner(tmp_path, CRLCallback(alpha=0.0, term=term)).fit(1)
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full, term=term))
+    learn.validate()
+    learn.get_preds()
+    assert term.calls == 0 and not learn.crl.history
     learn.fit(1)
-    make_learner(tmp_path, CRLCallback(alpha=0.5)).validate()
-    assert not calls
+    assert term.calls == len(learn.dls.train)
 
 
 def test_auto_alpha(tmp_path, hpa_dls):
@@ -481,12 +490,14 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mix", [MixUp, CutMix])
 @pytest.mark.parametrize("single_label", [False, True])
-def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label, monkeypatch):
+def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_label):
     """Only a label that both blended images carry, or that neither does, counts."""
-    seen, forward = [], CRL.loss_and_counts
-    monkeypatch.setattr(
-        CRL, "loss_and_counts", lambda self, z, y, *a, **k: (seen.append(y), forward(self, z, y, *a, **k))[1]
-    )
+    seen = []
+
+    class Seeing(CRL):
+        def rectify(self, batch, *args):
+            seen.append(batch.targets)
+            return super().rectify(batch, *args)
 
     class Images(Callback):  # CutMix wants (n, channels, height, width)
         order = -5
@@ -495,7 +506,8 @@ def test_mixed_images_are_neither_positive_nor_negative(tmp_path, mix, single_la
             self.learn.xb = (self.learn.xb[0].reshape(-1, 2, 2, 2),)
 
     model = nn.Sequential(nn.Flatten(), *make_model())
-    learn = make_learner(tmp_path, [CRLCallback(alpha=0.5, schedule=full), Images()], single_label, model=model)
+    cbs = [CRLCallback(alpha=0.5, schedule=full, term=Seeing()), Images()]
+    learn = make_learner(tmp_path, cbs, single_label, model=model)
     torch.manual_seed(3)
     learn.fit(1, cbs=mix(1.0))
     assert seen and all(y.ndim == 2 and ((y > 0) & (y < 1)).any() for y in seen)

@@ -91,7 +91,7 @@ def test_gradients_are_those_of_the_whole_batch(launch, name, level):
     for part in (seen, rest):
         y = torch.stack([lookup[tuple(a.tolist())] for a in part])
         features = make_model()[:2](part)
-        total = total + crl.loss_and_counts(make_model()[2](features), y, features).counts
+        total = total + crl.loss_and_triplets(make_model()[2](features), y, features).triplets
     assert result["counts"].tolist() == total.tolist()
 
 
@@ -104,7 +104,7 @@ def test_each_process_alone(launch):
     for part in (slice(0, 12), slice(12, 24)):
         z = model(x[part])
         base = nn.functional.binary_cross_entropy_with_logits(z, y[part])
-        mined, counts = crl.loss_and_counts(z, y[part])
+        mined, counts = crl.loss_and_triplets(z, y[part])
         loss = loss + (0.4 * mined + 0.6 * base if counts.any() else base) / 2
     for ours, theirs in zip(grads, torch.autograd.grad(loss, list(model.parameters())), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -119,7 +119,7 @@ def test_uneven_batches(launch, name, level):
     x, y = make_data(40)
     model, crl = make_model(), CRL(k=5, level=level)
     features = model[:2](x)
-    term, counts = crl.loss_and_counts(model[2](features), y, features)
+    term, counts = crl.loss_and_triplets(model[2](features), y, features)
     torch.testing.assert_close(result["value"], term.detach(), rtol=1e-6, atol=1e-6)
     assert torch.equal(result["counts"], counts) and counts.any()
     expected = torch.autograd.grad(term, list(model.parameters()), allow_unused=True, materialize_grads=True)

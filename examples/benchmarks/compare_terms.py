@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastai_crl.losses import CRL
-from fastai_crl.losses.alpha import ramp
 from fastai_crl.losses.criteria import Ranking
 from fastai_crl.losses.crl import Rectified
+from fastai_crl.losses.imbalance import ramp
 from fastai_crl.mining import minority_classes
 
 __all__ = ["TERMS", "Term", "easy_anchors"]
@@ -67,7 +67,7 @@ class Term:
         """What makes it of logits, targets and the embedding; `shift` is what the base loss adds to logits."""
         if self.sure is not None:
             return lambda logits, targets, _: easy_anchors(logits, targets, self.sure)
-        return CRL(**self.crl, shift=shift if self.adjusted else None).loss_and_counts
+        return CRL(**self.crl, shift=shift if self.adjusted else None).loss_and_triplets
 
 
 TERMS: dict[str, Term | None] = {
@@ -81,7 +81,6 @@ TERMS: dict[str, Term | None] = {
     # Not among the arms that run by default:
     "ranking_half": Term({"criterion": "ranking"}, share=0.5),
     "ranking_adjusted_half": Term({"criterion": "ranking"}, adjusted=True, share=0.5),
-    "memory": Term({"criterion": "relative", "memory": 16}),
     "ranking_eighth": Term({"criterion": "ranking"}, most=Ranking.alpha_limit / 2),
     "ranking_early": Term({"criterion": "ranking"}, active=(0.0, 0.5), most=Ranking.alpha_limit),
     "ranking_late": Term({"criterion": "ranking"}, active=(0.5, 1.0), most=Ranking.alpha_limit),

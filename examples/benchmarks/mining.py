@@ -5,10 +5,9 @@
 
 Prints, in one run:
 
-1. time and peak memory over the batch size, with labels as frequent as in HPA 2018, of `CRL` eager and compiled, in
-   tensor operations alone (what a GPU, or a CPU without numba, runs) eager and compiled, and with a memory of 16 past
-   positives per label; the whole loss, `CRLLoss`; the same term as a Python loop over anchors, in the steps of a 2019
-   article on it but correct (all positives and negatives of the batch in two lists, of which each anchor takes its
+1. time and peak memory over the batch size, with labels as frequent as in HPA 2018, of `CRL` as published and ranking,
+   eager and compiled; the whole loss, `CRLLoss`; the published term as a Python loop over anchors, in the steps of a
+   2019 article on it but correct (all positives and negatives of the batch in two lists, of which each anchor takes its
    label's, sorts them and lays out the grid of its triplets), and as a *lean loop* that does no more than it must; the
    same as dense tensor operations over all anchors x κ x κ triplets; pytorch-metric-learning's all-triplets and
    batch-hard miners with its triplet loss, label by label on the scores (*another loss*: what one would reach for
@@ -19,9 +18,9 @@ Prints, in one run:
 5. with a GPU: that nothing synchronises, beside all of the above on it.
 
 Time is the median over runs, the rivals in turns so that a busy machine treats them alike, and each once before it is
-timed in its turn, so that none pays for the caches that another filled. `CRL` with a memory has it full. Memory is the
+timed in its turn, so that none pays for the caches that another filled. Memory is the
 most that was allocated beyond the inputs during one forward and backward: on a GPU the allocator's own peak, on a CPU
-the peak of the running balance of the profiler's allocation events, which do not see the lists of κ of compiled loops.
+the peak of the running balance of the profiler's allocation events.
 
 The article: https://gdmacmillan.github.io/2019/01/22/Imbalanced_Class_Deep_Learning_Building_Loss_Function
 """
@@ -45,7 +44,6 @@ from torch.profiler import ProfilerActivity, profile
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.losses import CRL, CRLLoss
 from fastai_crl.losses.criteria import CRITERIA
-from fastai_crl.losses.hinge import loops
 
 DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
 PATIENCE = 20.0  # seconds: a rival that takes longer than this for one run is not run at larger sizes
@@ -197,7 +195,7 @@ def compare(rivals, logits, targets, runs):
     """
     cost, times = {}, {name: [] for name in rivals}
     for name, loss in rivals.items():
-        cost[name] = timed(loss, logits, targets)  # the first run may compile, or fill a memory
+        cost[name] = timed(loss, logits, targets)  # the first run may compile
     for i in range(runs):
         for name, loss in rivals.items():
             if i == 0 or 2 * i * cost[name] < PATIENCE / 2:
@@ -238,18 +236,13 @@ def by_size(sizes, k, runs, device, use_compiler):
     rows, compile_seconds, tired = [], {}, set()
     for n in sizes:
         logits, targets = batch(n, device)
-        ours = {"CRL": CRL(k), "CRL, tensors": CRL(k, engine="tensors"), "CRL, memory": CRL(k, memory=16)}
-        ours["CRL, tensors, memory"] = CRL(k, memory=16, engine="tensors")
-        ours["CRLLoss"] = CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)
+        loss = CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)
+        ours = {"CRL": CRL(k), "CRL, ranking": CRL(k, criterion="ranking"), "CRLLoss": loss}
         if use_compiler:
             torch._dynamo.reset()
-            ours |= {
-                "CRL, compiled": compiled(CRL(k)),
-                "CRL, tensors, compiled": compiled(CRL(k, engine="tensors")),
-                "CRLLoss, compiled": compiled(CRLLoss(torch.nn.BCEWithLogitsLoss(), alpha=0.5, k=k)),
-            }
             start = time.perf_counter()
-            step(ours["CRL, tensors, compiled"], logits, targets)
+            ours |= {f"{name}, compiled": compiled(term) for name, term in list(ours.items())}
+            step(ours["CRL, compiled"], logits, targets)
             compile_seconds[n] = time.perf_counter() - start
         others = {
             "loop": lambda x, y: loop(x, y, k),
@@ -261,7 +254,7 @@ def by_size(sizes, k, runs, device, use_compiler):
         too_large = {"dense"} if dense_bytes(targets, k) > DENSE_BYTES else set()
         rivals = {"bce": bce} | ours | {name: f for name, f in others.items() if name not in tired | too_large}
         value = step(ours["CRL"], logits, targets)
-        same = {"CRL, compiled", "CRL, tensors", "CRL, tensors, compiled", "loop", "lean loop", "dense"}
+        same = {"CRL, compiled", "loop", "lean loop", "dense"}
         for name in same & set(rivals):
             torch.testing.assert_close(step(rivals[name], logits, targets), value, rtol=1e-3, atol=1e-4)
         result = compare(rivals, logits, targets, runs)
@@ -281,10 +274,8 @@ def by_size(sizes, k, runs, device, use_compiler):
         f"1. Forward + backward over the batch size, {len(HPA_COUNTS)} labels as frequent as in HPA, k={k}. "
         "'loop x', 'lean x': how many times as long those loops take. pml (pytorch-metric-learning) is another loss."
     )
-    if not loops.AVAILABLE and device == "cpu":
-        title += "\n   numba is not installed: CRL is tensor operations throughout."
     if use_compiler:
-        title += "\n   Compiling the tensor form took " + ", ".join(
+        title += "\n   Compiling the published term took " + ", ".join(
             f"{s:.0f} s (n={n})" for n, s in compile_seconds.items()
         )
     table(title, ["n", "what", "ms", "peak MiB", "loop x", "lean x", "x bce"], rows)
@@ -293,10 +284,10 @@ def by_size(sizes, k, runs, device, use_compiler):
 def by_k(n, ks, runs, device, use_compiler):
     """Table 2."""
     logits, targets = batch(n, device)
-    rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, tensors", k): CRL(k, engine="tensors") for k in ks}
+    rivals = {("CRL", k): CRL(k) for k in ks} | {("CRL, ranking", k): CRL(k, criterion="ranking") for k in ks}
     if use_compiler:
         torch._dynamo.reset()
-        rivals |= {("CRL, tensors, compiled", k): compiled(CRL(k, engine="tensors")) for k in (ks[0], ks[-1])}
+        rivals |= {("CRL, compiled", k): compiled(CRL(k)) for k in (ks[0], ks[-1])}
     result = compare(rivals, logits, targets, runs)
     rows = [
         [kind, k, milliseconds(s), mebibytes(size), f"{s / result[kind, ks[0]][0]:.2f}"]
@@ -312,10 +303,7 @@ def sparse(n, n_classes, runs, device):
     logits, targets = logits.to(device), targets.to(device)
     rivals = {"bce": bce}
     for scope in ("joint", "attribute"):
-        rivals |= {
-            f"CRL, {scope} scope": CRL(scope=scope),
-            f"CRL, tensors, {scope} scope": CRL(scope=scope, engine="tensors"),
-        }
+        rivals |= {f"CRL, {name}, {scope} scope": CRL(scope=scope, criterion=name) for name in ("relative", "ranking")}
     result = compare(rivals, logits, targets, min(runs, 5))
     rows = [[name, milliseconds(seconds), mebibytes(size)] for name, (seconds, size) in result.items()]
     title = f"3. {n_classes:,} labels, five a sample and three samples each, n={n}, k=25."

@@ -16,9 +16,7 @@ from fastcore.script import call_parse
 from fastai_crl.data.annotations import Annotations
 from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.losses.crl_loss import CRL
-from fastai_crl.mining.memory import PositiveMemory
 from fastai_crl.mining.mine import minority_classes
-from fastai_crl.mining.profile import minority
 from fastai_crl.samplers import ClassAwareSampler, RepeatFactorSampler
 
 SAMPLERS = ("uniform", "repeat factor", "class-aware")
@@ -58,29 +56,6 @@ def mined_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str, of_s
     )
 
 
-def mined_with_memory(y: np.ndarray, batches: np.ndarray, rho: float, first: int, size: int) -> np.ndarray:
-    """Share of the batches *with a positive of the label* in which it is mined, joint scope, (3, C); NaN without any.
-
-    Row 0 without memory, row 1 with one of `size` positives per label. The first `first` batches only fill it. A label
-    may still be left out as one of the batch's majority: row 2 is the share in which it is that or is mined.
-    """
-    memory = PositiveMemory(size, max_age=100)
-    mined = np.zeros((3, y.shape[1]))
-    occurs = np.zeros(y.shape[1])
-    for t, b in enumerate(batches):
-        positive = torch.from_numpy(y[b])
-        h, held = positive.float().sum(0), memory.read()
-        if t >= first:
-            alone = minority(h, len(b), rho, "joint")
-            remembered = minority(h, len(b), rho, "joint", remembered=held[1].sum(1))
-            majority = ~minority(h, len(b), rho, "joint", remembered=2.0)  # with partners in any case, still not mined
-            there = h > 0
-            occurs += there.numpy()
-            mined += torch.stack([alone, remembered, remembered | majority]).numpy() * there.numpy()
-        memory.write(positive.float(), positive)
-    return mined / np.where(occurs > 0, occurs, np.nan)
-
-
 def gradient_share(y: np.ndarray, batches: np.ndarray, rho: float, scope: str, n: int = 200) -> np.ndarray:
     """Share of each label in the sum of |gradient| of the CRL term on random normal logits, over n batches, (C,)."""
     torch.manual_seed(0)
@@ -115,24 +90,6 @@ def plot(tables: dict[str, pd.DataFrame], title: str, out: str) -> None:
     fig.savefig(out, dpi=130)
 
 
-def print_memory(y: np.ndarray, index: pd.MultiIndex, by_count: np.ndarray, bs: int, rho: float, size: int) -> None:
-    """What a memory adds, after one epoch of filling it."""
-    shares = {}
-    for name in SAMPLERS:
-        batches, _, _ = draw(name, y, bs, 1)
-        first = len(batches)
-        batches = draw(name, y, bs, first + 1)[0]  # of the same seeds: the epoch before, and one more
-        found = mined_with_memory(y, batches, rho, first, size)
-        shares |= {(name, what): row for what, row in zip(("alone", "memory", "or majority"), found, strict=True)}
-    table = pd.DataFrame(shares, index).iloc[by_count]
-    low = pd.DataFrame([table.min()], [("lowest", "")])
-    print(
-        f"Share of the batches of {bs} with a label at all in which it is mined, alone and with a memory of {size} per"
-    )
-    print("label, in the epoch after the first; 'or majority': mined, or too common in the batch for its minority")
-    print(pd.concat([table, low]).to_string(float_format="{:.3f}".format), "\n")
-
-
 @call_parse
 def main(
     csv: str | None = None,  # csv with a column Target of labels between blanks; none: synthetic labels
@@ -141,7 +98,6 @@ def main(
     sizes: str = "16,32,64,128,256,512",  # batch sizes
     grad_bs: int = 64,  # batch size of the gradient shares
     least: int = 500,  # batches, at least, behind every figure (whole epochs)
-    memory: int = 16,  # past positives per label, for the table of what a memory adds
     out: str = "reach.png",  # picture to save
 ):
     """Share of batches in which each label is mined, by batch size and sampler."""
@@ -183,8 +139,6 @@ def main(
     print(f"Share of each label in the sum of |gradient| of the CRL term, random normal logits, batches of {grad_bs}")
     if gradient:
         print(pd.DataFrame(gradient, index).iloc[by_count].to_string(float_format="{:.4f}".format), "\n")
-    if scope == "joint":
-        print_memory(y, index, by_count, grad_bs, rho, memory)
     print("The price: length of an epoch, and how often it draws images")
     print(pd.DataFrame(price).T.to_string(float_format="{:.2f}".format))
     plot(tables, f"{what}; {scope} scope", out)

@@ -90,7 +90,7 @@ def make_learner(arch: str, size: int, bs: int, steps: int, with_crl: bool, comp
     if compiled:
         learn.model = torch.compile(learn.model)
         if with_crl:
-            learn.crl.term.loss_and_counts = torch.compile(learn.crl.term.loss_and_counts)
+            learn.crl.term.rectify = torch.compile(learn.crl.term.rectify)
     return learn.to_fp16() if half else learn
 
 

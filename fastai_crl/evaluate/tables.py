@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
-from fastai_crl.mining.profile import minority
+from fastai_crl.mining.profile import within_limit
 
 from .decisions import as_array, as_probabilities, check_thresholds, decisions
 from .metrics import label_report
@@ -74,7 +74,8 @@ class LabelTables:
         count stays within `rho` of the images. Batches, being small, differ: see `minority_classes`.
         """
         counts = torch.as_tensor(self.counts)
-        table = {"count": self.counts, "minority": minority(counts, self.n_train, rho, "joint").numpy()}
+        is_minority = within_limit(counts, self.n_train, rho, "joint") & (counts > 1)
+        table = {"count": self.counts, "minority": is_minority.numpy()}
         frame = pd.DataFrame(table, index=pd.Index(self.names, name="label")).sort_values("count", kind="stable")
         frame.insert(1, "cumulative", frame["count"].cumsum())
         return frame

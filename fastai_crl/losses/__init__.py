@@ -5,8 +5,8 @@ from .complete import CompleteLoss
 from .criteria import Criterion
 from .crl import CRL
 from .crl_loss import CRLLoss
+from .frequency import start_at_frequency
 from .imbalance import imbalance
-from .prior import start_at_frequency
 
 __all__ = [
     "CRL",

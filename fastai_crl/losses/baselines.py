@@ -16,7 +16,7 @@ from fastai_crl._checks import check_choice
 from fastai_crl.task import single_label_if_known
 
 from .complete import CompleteLoss, complete
-from .prior import check_counts, log_odds
+from .frequency import check_counts, log_odds
 
 
 class _SigmoidFocal(nn.Module):

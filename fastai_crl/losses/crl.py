@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastai_crl._checks import (
-    as_plain_tensor,
-    check_arguments,
-    check_batch,
-    check_choice,
-    check_features,
-    check_per_label,
-    check_targets,
-    features_of,
-    finite,
-    one_column,
-    readable,
-    whole_number,
-)
+from fastai_crl._checks import Batch, check_arguments, check_choice, check_per_label, features_of
 from fastai_crl.mining.hard_samples import pairwise_distance
-from fastai_crl.mining.memory import PositiveMemory
 from fastai_crl.mining.profile import Level, Scope, membership
 
 from .criteria import CRITERIA, Average, Criterion, ScoreSpace, make_criterion
-from .hinge import Engine, HingeOptions, check_engine, hinge_sum
+from .hinge import HingeOptions, hinge_weights
 from .pairs import PairOptions, pair_sums, widest
 
-# Attribute scope mines labels in slices, so that (anchors x κ) of one slice stays near this many entries.
+# Attribute scope lays the pairs of labels out in slices, so that (anchors x κ) of one stays near this many entries.
 _SLICE = 2**22
+# Log-odds beyond this lose their differences; a hinge reaches no further.
+_BOUND = 1e20
 
 
 class Rectified(NamedTuple):
-    """The rectification term of a batch, a scalar, and (C,) long: the triplets of each label that it is made of."""
+    """The rectification term of a batch.
+
+    Attributes:
+        loss: scalar.
+        triplets: (C,) long, of each label (pairs, for ranking).
+    """
 
     loss: Tensor
-    counts: Tensor
+    triplets: Tensor
 
 
 class CRL(nn.Module):
@@ -74,29 +66,20 @@ class CRL(nn.Module):
             `"ranking"`, and criteria of your own that say so.
         score_space: `"probability"` (the paper: sigmoid, or softmax for class indices) or `"logit"`, the log-odds of
             that probability, whose gradient does not vanish with p·(1 - p) where labels are rare.
-        bins: τ of `criterion="distribution"`, see `Distribution`. Default: 100.
-        memory: past positives to keep per label. The batch's own anchors are compared with them too (as hard positives,
-            with no gradient), so one positive in the batch is enough. 0: none, the paper's method.
-        max_age: batches after which a past positive is forgotten.
         frequency: (C,) how common each label is in the training set. Joint scope then takes the labels in that order
             rather than in the order of the batch's own counts, which say little where batches are resampled.
         shift: (C,) what the base loss adds to the logits, such as log frequencies; scores are then formed from the
             logits that the base loss sees.
-        engine: of the criteria relative and ranking at class level: `"loops"` compiled by numba, on a CPU, `"tensors"`
-            on any device, or `"auto"`: loops where they can be had. Both give the same.
 
     Call:
         `(logits, targets, features=None) -> scalar` in float32 (float64 for float64 logits), also under autocast; 0
-        where there is no triplet. `loss_and_counts` returns the triplets of each label too. logits (n, C); targets
+        where there is no triplet. `loss_and_triplets` returns the triplets of each label too. logits (n, C); targets
         (n, C) in [0, 1] (only exact ones are positives, only exact zeros are negatives) or (n,) class indices; features
         (n, d) at instance level. With one logit per item, (n, 1) or (n,), targets (n, 1) or (n,) are one binary label.
-        On a CPU the first call ever for relative or ranking at class level takes some seconds, in which numba compiles
-        its loops.
 
     Attributes:
         criterion: the `Criterion` object.
-        past: the memory, a `PositiveMemory`, or None. It is a module whose buffers, like `frequency` and `shift`, move
-            with `to` and are in `state_dict`.
+        frequency, shift: buffers, which move with `to` and are in `state_dict`.
 
     Raises:
         ValueError: unknown options, shapes that do not match, NaN or infinite logits or features, targets outside
@@ -115,16 +98,12 @@ class CRL(nn.Module):
         level: Level = "class",
         criterion: str | Criterion = "relative",
         score_space: ScoreSpace = "probability",
-        bins: int | None = None,
-        memory: int = 0,
-        max_age: int = 100,
         frequency: Sequence[float] | Tensor | None = None,
         average: Average | None = None,
         shift: Sequence[float] | Tensor | None = None,
-        engine: Engine = "auto",
     ):
         super().__init__()
-        self.criterion = make_criterion(criterion, bins)
+        self.criterion = make_criterion(criterion)
         self.rho = self.criterion.rho if rho is None else rho
         self.average: Average = self.criterion.average if average is None else average
         check_arguments(k, self.rho, scope, level)
@@ -133,10 +112,7 @@ class CRL(nn.Module):
         if margin is not None and not 0 <= margin < math.inf:
             raise ValueError(f"margin={margin!r}: give a finite distance of at least 0, or None for the criterion's.")
         self.k, self.margin, self.scope, self.level, self.score_space = int(k), margin, scope, level, score_space
-        self.memory = whole_number("memory", memory, 0, "give the number of past positives to keep, 0 for none")
-        self.max_age, self.engine = max_age, engine
         self._check_criterion()
-        self.past = PositiveMemory(self.memory, max_age, level) if self.memory else None
         self.register_buffer("frequency", check_per_label("frequency", frequency, lowest=0))
         self.register_buffer("shift", check_per_label("shift", shift))
 
@@ -149,36 +125,28 @@ class CRL(nn.Module):
                 f'average="{self.average}" needs criterion={fit}, not {name!r}, whose `averages` are '
                 f"{criterion.averages}: give one of those, or another criterion."
             )
-        another = 'Give another criterion, such as "relative".'
         if self.level not in criterion.levels:
             served = " and ".join(map(repr, criterion.levels))
-            raise ValueError(f"criterion={name!r} has no level={self.level!r}: it serves {served}. {another}")
-        if self.memory and not criterion.uses_memory:
-            raise ValueError(f"criterion={name!r} has no use for memory={self.memory!r}: it serves memory=0. {another}")
-        self._by_hinge = criterion.hinge and self.level == "class"
-        check_engine(self.engine, self._by_hinge)
+            raise ValueError(
+                f"criterion={name!r} has no level={self.level!r}: it serves {served}. "
+                'Give another criterion, such as "relative".'
+            )
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal, fresh `CRL`."""
-        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "memory", "max_age", "frequency")
-        return {name: getattr(self, name) for name in (*names, "average", "shift", "engine")}
+        names = ("k", "rho", "margin", "scope", "level", "criterion", "score_space", "frequency", "average", "shift")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
-        hidden = ("max_age", "frequency", "shift", "engine")
         shown = {**self.options, "criterion": self.criterion.name}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if name not in hidden)
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if name not in ("frequency", "shift"))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("frequency", "shift"):  # an object that has none takes the state's
             if getattr(self, name) is None and (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def reset(self) -> None:
-        """Forget past batches."""
-        if self.past is not None:
-            self.past.reset()
 
     def default_margin(self, n_classes: int) -> float:
         """Return m for C classes: the margin given, or the criterion's."""
@@ -198,81 +166,78 @@ class CRL(nn.Module):
         others = log_p.masked_fill(likeliest, -torch.inf)
         return log_p - torch.where(likeliest, others.logsumexp(1, keepdim=True), torch.log1p(-others.exp()))
 
-    def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
-        return self.loss_and_counts(logits, targets, features).loss
+    @property
+    def bound(self) -> float | None:
+        """The largest size of a logit that can be compared; None for no bound."""
+        return _BOUND if self.score_space == "logit" else None
 
-    def loss_and_counts(
-        self, logits: Tensor, targets: Tensor, features: Tensor | None = None, skip_non_finite: bool = False
-    ) -> Rectified:
-        """Return the term, and (C,) long, the triplets of each label (pairs, for ranking).
+    def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+        return self.loss_and_triplets(logits, targets, features).loss
+
+    def loss_and_triplets(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Rectified:
+        """Return the term with the triplets of each label; arguments and errors are those of a call."""
+        return self.rectify(Batch.of(logits, targets, features_of(self.level, features), bound=self.bound))
+
+    def rectify(self, batch: Batch, shift: Tensor | None = None) -> Rectified:
+        """Return the term of a batch that has been checked.
 
         Args:
-            logits: see the class, like the next two.
-            targets: see there.
-            features: see there.
-            skip_non_finite: a batch with logits or features that are NaN or infinite is no error; it has no triplets.
+            batch: with features at instance level; one that is broken has no triplets.
+            shift: (C,) added to the logits in place of the `shift` given at the start; None for that.
+
+        Raises:
+            ValueError: frequency or shift of another length than C.
         """
-        features = features_of(self.level, features)
-        logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        bound, usable = 1e20 if self.score_space == "logit" else None, None
-        if skip_non_finite:
-            check_targets(logits, targets, "logits")
-            check_features(logits, features)
-            usable = finite(logits, bound) if features is None else finite(logits, bound) & finite(features)
-            if readable(usable) and bool(usable):
-                usable = None  # nothing to mask; a GPU is not waited for
-            else:
-                logits = logits.where(usable, 0)
-                features = None if features is None else features.where(usable, 0)
-        else:
-            check_batch(logits, targets, features, "logits", bound)
+        logits, targets, features, broken = batch
         n, n_classes = logits.shape
-        frequency, shift = self.frequency, self.shift
-        for name, values in (("frequency", frequency), ("shift", shift)):
+        shift = self.shift if shift is None else shift
+        for name, values in (("frequency", self.frequency), ("shift", shift)):
             if values is not None and len(values) != n_classes:
                 raise ValueError(f"{name} has {len(values)} values, but logits {n_classes} columns: give one each.")
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if n == 0:
                 return Rectified(logits.sum(), torch.zeros(n_classes, dtype=torch.long, device=logits.device))
-            if shift is not None:
-                logits = logits + shift.to(logits)
-            scores = self.scores(logits, targets.ndim == 1)
-            distance = None if features is None else pairwise_distance(features)
+            scores = self.scores(logits if shift is None else logits + shift.to(logits), targets.ndim == 1)
             y = membership(targets.detach(), n_classes, logits.dtype)
-            y = y if usable is None else y.where(usable, 0.5)  # neither positives nor negatives: no triplets
-            margin, by_label = self.default_margin(n_classes), self.average == "label"
-            if self._by_hinge:
-                attribute, lone_positive = self.scope == "attribute", self.criterion.lone_positive
-                options = HingeOptions(self.rho, self.k, margin, attribute, lone_positive, by_label)
-                part: Callable[..., tuple[Tensor, ...]] = partial(hinge_sum, options=options, engine=self.engine)
-            else:
-                pairs = PairOptions(self.criterion, self.scope, self.rho, self.k, margin, by_label)
-                span = widest(scores, distance, self.score_space)
-                part = partial(pair_sums, features=features, distance=distance, span=span, options=pairs)
-            counts, sums = self._all_sums(part, scores, y, None if frequency is None else frequency.to(y.device))
-            if self.past is not None and self.training:
-                self.past.write(scores if features is None else features.to(scores.dtype), y == 1)
-            return Rectified(self.criterion.loss(*sums, counts=(counts > 0) if by_label else counts), counts)
+            y = y if broken is None else y.masked_fill(broken, 0.5)  # neither positives nor negatives: no triplets
+            distance = None if self.level == "class" or features is None else pairwise_distance(features)
+            by_hinge = self.criterion.hinge and distance is None
+            return (self._hinges if by_hinge else self._pairs)(scores, y, distance)
 
-    def _all_sums(
-        self, part: Callable[..., tuple[Tensor, ...]], scores: Tensor, y: Tensor, frequency: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Triplets per label and the criterion's sums: of all labels at once, or in slices added up."""
+    def _hinges(self, scores: Tensor, y: Tensor, distance: Tensor | None) -> Rectified:
+        """The criteria that are hinges of scores: one product of weights and scores."""
+        options = HingeOptions(
+            self.rho,
+            self.k,
+            self.default_margin(scores.shape[1]),
+            self.scope,
+            self.criterion.lone_positive,
+            self.average == "label",
+            1.0 if self.score_space == "probability" else 2 * _BOUND,
+        )
+        weights, active, triplets = hinge_weights(scores.detach(), y, self.frequency, options)
+        product = scores.flatten().dot(weights.flatten())
+        return Rectified(torch.add(product, active, alpha=options.margin), triplets)
+
+    def _pairs(self, scores: Tensor, y: Tensor, distance: Tensor | None) -> Rectified:
+        """Any other criterion: its sums over the pairs of all labels at once, or of slices added up."""
         n, n_classes = scores.shape
-        memory = None if self.past is None else self.past.read()
+        by_label = self.average == "label"
+        options = PairOptions(self.criterion, self.scope, self.rho, self.k, self.default_margin(n_classes), by_label)
+        span = widest(scores, distance, self.score_space)
+        part = partial(pair_sums, distance=distance, span=span, options=options)
         width = n_classes if self.scope == "joint" else self._slice_width(n, n_classes)
         if width >= n_classes:
-            counts, *sums = part(scores, y, frequency, memory)
-            return counts, tuple(sums)
-        past = repeat(None) if memory is None else zip(*(t.split(width) for t in memory), strict=True)
-        slices = zip(scores.split(width, 1), y.split(width, 1), repeat(None), past)
-        if not self._by_hinge:  # with every pair
+            triplets, *sums = part(scores, y, self.frequency)
+        else:
             part = partial(checkpoint, part, use_reentrant=False)
-        each_counts, *each_sums = zip(*(part(*tensors) for tensors in slices), strict=True)
-        return torch.cat(each_counts), tuple(sum(values[1:], values[0]) for values in each_sums)
+            slices = zip(scores.split(width, 1), y.split(width, 1), strict=True)
+            each, *of_each = zip(*(part(*tensors, None) for tensors in slices), strict=True)
+            triplets, sums = torch.cat(each), [sum(values[1:], values[0]) for values in of_each]
+        return Rectified(self.criterion.loss(*sums, counts=(triplets > 0) if by_label else triplets), triplets)
 
     def _slice_width(self, n: int, n_classes: int) -> int:
-        """Labels that attribute scope mines at a time."""
+        """Labels that attribute scope lays out at a time."""
         per_anchor = 2 * min(self.k, n) if self.level == "class" else n
         return max(1, min(n_classes, _SLICE // (max(1, n // 2) * per_anchor)))

@@ -8,12 +8,11 @@ from typing import Any, Literal
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import Tensor, nn
 
-from fastai_crl._checks import as_plain_tensor, check_choice, one_column
+from fastai_crl._checks import Batch, check_choice, checked_targets, features_of
 
-from .alpha import check_alpha
 from .complete import complete
 from .crl import CRL
-from .imbalance import SeenLabels, imbalance, mix
+from .imbalance import SeenLabels, check_alpha, imbalance, mix
 
 Shift = Literal["base"] | Sequence[float] | Tensor | None
 
@@ -82,15 +81,16 @@ class CRLLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         if self.single_label is None:
             self.settle(is_class_index(logits, targets))
-        base = self.base_loss(logits, targets)
         if not self.training or self.reduction == "none":
-            return base
-        rectified = self.crl.loss_and_counts(logits, targets, features, skip_non_finite=True)
-        if not isinstance(self.alpha, str):
-            return mix(base, rectified, self.alpha)
-        logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-        omega = self.seen.add(logits, targets)
-        return mix(base, rectified, omega.clamp_max(self.crl.criterion.alpha_limit))
+            return self.base_loss(logits, targets)
+        features = features_of(self.crl.level, features)
+        batch = Batch.of_training(*checked_targets(logits, targets), features, self.crl.bound)
+        base = self.base_loss(logits, targets)
+        term, triplets = self.crl.rectify(batch, base_shift(self.base_loss) if self.follows_base else None)
+        alpha = self.alpha
+        if isinstance(alpha, str):
+            alpha = self.seen(batch).clamp_max(self.crl.criterion.alpha_limit)
+        return mix(base, term, triplets.any(), alpha)
 
     def settle(self, single_label: bool) -> None:
         """Make the base loss one with a reduction and an activation, now that the kind of task is known.
@@ -103,8 +103,6 @@ class CRLLoss(nn.Module):
         self.base_loss = complete(self.base_loss, single_label)
         if hasattr(self.base_loss, "reduction"):
             self.base_loss.reduction = self._reduction
-        if self.follows_base:
-            self.crl.shift = base_shift(self.base_loss)
 
     def _known(self) -> Any:
         """The base loss, once it is known what it predicts: class indices or a value per label."""

@@ -1,18 +1,16 @@
-"""The imbalance Ω of labels, and the mix of base loss and rectification that it weighs (arXiv:1804.10851, eq. 8)."""
+"""The imbalance Ω of labels, the weight α that it sets, and the mix of both losses (arXiv:1804.10851, eq. 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from fastai.callback.schedule import SchedCos
+from torch import Tensor, nn
 
-from fastai_crl.labels import UnknownLabelsError, count, read_labels
+from fastai_crl._checks import Batch
 from fastai_crl.mining.profile import membership
-
-from .crl import Rectified
 
 
 def imbalance(counts: Sequence[float] | Tensor) -> float:
@@ -56,56 +54,69 @@ def omega(counts: Tensor, n: int | Tensor) -> Tensor:
 
 def _move(h: Tensor) -> Tensor:
     total = h.sum()
-    return torch.where(total > 0, (h / torch.where(total > 0, total, 1) - 1 / len(h)).abs().sum() / 2, 0)
+    return (h / total.clamp_min(torch.finfo(h.dtype).tiny) - 1 / len(h)).abs().sum() / 2 * (total > 0)
 
 
-class SeenLabels:
-    """Labels of all batches so far: Ω where nothing tells those of the training set."""
+class SeenLabels(nn.Module):
+    """Labels of all batches so far: Ω where the data set does not tell. The counts move with the module."""
+
+    counts: Tensor | None  # (C + 1,) long: positives of each label, and items
 
     def __init__(self) -> None:
-        self.counts: Tensor | None = None  # (C,) positives of each label
-        self.n = 0  # items
+        super().__init__()
+        self.register_buffer("counts", None, persistent=False)
 
     @torch.no_grad()
-    def add(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Count a batch of (n, C) logits; return Ω of all batches, a scalar on its device, in float32 or more."""
-        h = (membership(targets, logits.shape[1]) == 1).sum(0)
-        self.counts, self.n = h if self.counts is None else self.counts.to(h.device) + h, self.n + len(targets)
-        return omega(self.counts.to(torch.promote_types(logits.dtype, torch.float32)), self.n)
+    def forward(self, batch: Batch) -> Tensor:
+        """Count a batch; return Ω of all batches, a scalar on its device, in float32 or more."""
+        n, n_classes = batch.logits.shape
+        h = (membership(batch.targets, n_classes) == 1).sum(0)
+        if self.counts is None:
+            self.counts = torch.zeros(n_classes + 1, dtype=torch.long, device=h.device)
+        self.counts += torch.constant_pad_nd(h, (0, 1), n)
+        counts = self.counts.to(torch.promote_types(batch.logits.dtype, torch.float32))
+        return omega(counts[:-1], counts[-1])
 
 
-class TrainingLabels:
-    """Labels that a learner trains on: Ω of its data set's, or of those seen so far where that does not tell them."""
-
-    def __init__(self) -> None:
-        self.counted: Any = ...  # the data set whose Ω follows, if it tells
-        self.omega: Tensor | None = None
-        self.seen = SeenLabels()
-
-    def add(self, loader: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        """Count a batch of (n, C) logits of a loader, if it has to be; return Ω, a scalar in float32 or more."""
-        data = getattr(loader, "dataset", None)
-        if self.counted is not data:
-            self.counted, self.omega = data, None
-            with suppress(UnknownLabelsError):
-                labels = read_labels(loader, logits.shape[1])
-                if labels.nnz:
-                    self.omega = omega(count(labels).double(), labels.shape[0])
-        return self.seen.add(logits, targets) if self.omega is None else self.omega
-
-
-def mix(base: Tensor, rectified: Rectified, alpha: float | Tensor) -> Tensor:
+def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Tensor:
     """α·L_crl + (1 - α)·L_base; exactly L_base where no triplet was mined, or L_base is not finite.
 
     Args:
         base: L_base, a scalar.
-        rectified: L_crl and its triplets per label, of `CRL.loss_and_counts`.
+        term: L_crl, a scalar.
+        found: bool scalar: the batch has a triplet.
         alpha: α in [0, 1]; it is used in the losses' precision.
 
     Returns:
         The scalar loss; no step waits for a GPU.
     """
-    dtype = torch.promote_types(base.dtype, rectified.loss.dtype)
-    alpha = alpha.to(dtype) if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=dtype, device=base.device)
-    alpha = alpha.where(rectified.counts.any() & base.detach().isfinite(), 0)
-    return alpha * rectified.loss + (1 - alpha) * base
+    is_finite = base.detach() - base.detach() == 0
+    weight = (found & is_finite).to(torch.promote_types(base.dtype, term.dtype)).mul_(alpha)
+    return weight * term + (1 - weight) * base
+
+
+# ---------------------------------------------------------------- α over training
+
+
+Schedule = Callable[[float], float] | Sequence[float]
+
+
+def check_alpha(alpha: float | str) -> float | str:
+    """`alpha`, or a ValueError if it is neither `auto` nor in [0, 1]."""
+    if alpha != "auto" and (isinstance(alpha, str) or not 0 <= alpha <= 1):
+        raise ValueError(f'alpha={alpha!r}: the weight of the rectification term must be in [0, 1], or "auto".')
+    return alpha
+
+
+def ramp(pct: float, over: float = 0.25) -> float:
+    """Half a cosine from 0 to 1 over the first `over` of training, then 1: hard samples mean little at the start."""
+    return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
+
+
+def scheduled(schedule: Schedule | None, pct: float) -> float:
+    """Return the factor of α once `pct` of training is done, 0 to 1, of a function or an array; None is `ramp`."""
+    if schedule is None:
+        return ramp(pct)
+    if callable(schedule):
+        return float(schedule(pct))
+    return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))

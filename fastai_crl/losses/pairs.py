@@ -1,4 +1,4 @@
-"""The criteria that no engine serves: an anchor's distances to its hard samples, pair by pair, for `Criterion.sums`."""
+"""The criteria that are no hinge of scores: an anchor's distances to its hard samples, pair by pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastai_crl.mining.hard_samples import HardSamples, take
-from fastai_crl.mining.profile import Profile, Scope
+from fastai_crl.mining.profile import Profile, Scope, n_triplets
 
 from .criteria import Criterion, Pairs, ScoreSpace
 
@@ -53,9 +53,7 @@ def pair_sums(
     scores: Tensor,
     y: Tensor,
     frequency: Tensor | None,
-    memory: tuple[Tensor, Tensor] | None,
     *,
-    features: Tensor | None,
     distance: Tensor | None,
     span: Tensor | float,
     options: PairOptions,
@@ -66,36 +64,29 @@ def pair_sums(
         scores: (n, C) float32 or float64.
         y: (n, C) memberships of the same dtype, see `membership`.
         frequency: (C,), see `minority_classes`, or None.
-        memory: (C, R) past scores of positives, or (C, R, d) embeddings, and (C, R) bool: which hold; or None.
-        features: (n, d) at instance level, which then compares them; else None.
-        distance: (n, n), that of the features, or None.
+        distance: (n, n) distances of the features, which instance level compares; else None.
         span: see `widest`.
         options: see `PairOptions`.
 
     Returns:
         (C,) long triplets of each label (pairs, where a lone positive is enough), and the sums.
     """
-    past, valid = (None, None) if memory is None else memory
     criterion, k = options.criterion, options.k
     with torch.no_grad():
-        profile = Profile.of(y, options.rho, options.scope, frequency, valid, criterion.lone_positive)
-        counts = profile.triplets(k)
-        share = counts.clamp_min(1).to(y.dtype).reciprocal() if options.by_label else None
-        counts = profile.by_label(counts, y.shape[1])
-        past = None if past is None else profile.of_labels(past)
-    if distance is None or features is None:
+        profile = Profile.of(y, options.rho, options.scope, frequency, criterion.lone_positive)
+        triplets = n_triplets(profile.n_minority, profile.n_majority.clamp_max(k), k, criterion.lone_positive)
+        share = triplets.clamp_min(1).to(y.dtype).reciprocal() if options.by_label else None
+        triplets = profile.by_label(triplets, y.shape[1])
+    if distance is None:
         scores = profile.scores(scores)
-        past = None if past is None else past.to(scores.dtype)
         with torch.no_grad():
-            hard = HardSamples.by_score(profile, scores.detach(), k, past)
-        own, near, far = take((scores, past), hard.anchor, hard.near, hard.far)
+            hard = HardSamples.by_score(profile, scores.detach(), k)
+        own, near, far = take(scores, hard.anchor, hard.near, hard.far)
         to_positive, to_negative = (own[:, None] - hard.each(near)).abs(), own[:, None] - hard.each(far)
     else:
-        past = None if past is None else profile.distance_to(features, past)
         with torch.no_grad():
-            remembered = None if past is None else past.detach()
-            hard = HardSamples.by_distance(profile, distance.detach(), k, remembered)
-        to_positive, to_negative = take((distance, past), hard.near, hard.far)
+            hard = HardSamples.by_distance(profile, distance.detach(), k)
+        to_positive, to_negative = take(distance, hard.near, hard.far)
     is_positive, is_negative = hard.is_near, hard.each(hard.is_far)
     needed = hard.is_anchor[:, None] if criterion.lone_positive else is_positive.any(1, keepdim=True)
     pairs = Pairs(
@@ -107,4 +98,4 @@ def pair_sums(
         span,
         None if share is None else share.index_select(0, hard.row),
     )
-    return counts, *criterion.sums(pairs, options.margin)
+    return triplets, *criterion.sums(pairs, options.margin)

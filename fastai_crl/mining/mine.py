@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastai_crl._checks import as_plain_tensor, check_arguments, check_batch, features_of
+from fastai_crl._checks import Batch, check_arguments, features_of
 
 from .hard_samples import HardSamples, pairwise_distance
-from .profile import Level, Profile, Scope, membership, minority, sides
+from .profile import Level, Profile, Scope, membership, sides, within_limit
 
 
 def minority_classes(
@@ -49,8 +49,8 @@ def minority_classes(
     check_arguments(1, rho, scope, "class")
     if n_classes is None:
         n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
-    minority_side, _, _ = sides(membership(targets, n_classes), scope)
-    return minority(minority_side.sum(0), len(targets), rho, scope, frequency)
+    h = sides(membership(targets, n_classes), scope)[0].sum(0)
+    return within_limit(h, len(targets), rho, scope, frequency) & (h > 1)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Mined:
         """Number of anchors that have a triplet, a scalar long tensor."""
         return (self.per_anchor() > 0).sum()
 
-    def counts(self) -> Tensor:
+    def by_label(self) -> Tensor:
         """Triplets of each label, (C,) long."""
         per_anchor = self.per_anchor()
         return per_anchor.new_zeros(self.n_classes).scatter_add_(0, self.label, per_anchor)
@@ -142,9 +142,8 @@ def mine(
             rho outside (0, 1], unknown scope or level, features missing at instance level.
     """
     check_arguments(k, rho, scope, level)
-    features = features_of(level, features)
-    k, scores, targets = int(k), as_plain_tensor(scores), as_plain_tensor(targets)
-    check_batch(scores, targets, features, bound=1e20)
+    k, batch = int(k), Batch.of(scores, targets, features_of(level, features), "scores", 1e20)
+    scores, targets, features, _ = batch
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         scores = scores if scores.dtype == torch.float64 else scores.float()
         n, n_classes = scores.shape

@@ -40,24 +40,26 @@ def limit(rho: float, n: int) -> int:
     return math.floor(rho * n + 1e-6)
 
 
-def minority(
-    h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None, partners: Tensor | int = 0
-) -> Tensor:
-    """Which labels are minority, (C,) bool, from the sizes h_c of their minority sides.
+def n_triplets(h: Tensor, n_far: Tensor, k: int, lone_positive: bool) -> Tensor:
+    """Triplets of each label, (C,), from its anchors and their hard negatives; pairs, with `lone_positive`."""
+    pairs = h * n_far
+    return pairs if lone_positive else pairs * (h - 1).clamp(0, k)
 
-    `frequency`, (C,), sorts the labels in joint scope instead of h. `partners`, (C,) or one for all, count towards the
-    two samples that a class needs.
+
+def within_limit(h: Tensor, n: int, rho: float, scope: Scope, frequency: Tensor | None = None) -> Tensor:
+    """Which labels are minority by the sizes h_c of their minority sides, (C,) bool, those without any included.
+
+    `frequency`, (C,), sorts the labels in joint scope instead of h.
     """
-    enough = h >= (max(1, 2 - partners) if isinstance(partners, int) else (2 - partners).clamp_min(1))
     if scope == "attribute":
-        return (h <= limit(rho, n)) & enough
+        return h <= limit(rho, n)
     if frequency is None:
         ascending, label = h.sort(stable=True)
     else:
         label = frequency.argsort(stable=True)
         ascending = h.take(label)
     few = ascending.cumsum(0) <= limit(rho, n)
-    return torch.empty_like(few).scatter_(0, label, few) & enough
+    return torch.empty_like(few).scatter_(0, label, few)
 
 
 def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -85,38 +87,25 @@ class Profile:
     n_majority: Tensor  # (M,) long: samples of the other side
     most: int  # the most minority samples that one label can have
     total: int  # the most that all labels can have together: the number of anchors
-    remembered: Tensor | None  # (M, R) bool: entries of a memory that are minority samples too
-    lone_positive: bool  # anchors are compared with negatives alone: a class needs one sample only
 
     @classmethod
     def of(
-        cls,
-        y: Tensor,
-        rho: float,
-        scope: Scope,
-        frequency: Tensor | None = None,
-        remembered: Tensor | None = None,
-        lone_positive: bool = False,
+        cls, y: Tensor, rho: float, scope: Scope, frequency: Tensor | None = None, lone_positive: bool = False
     ) -> Profile:
-        """The profile of (n, C) memberships, and (C, R) bool: which entries of a memory of positives hold."""
+        """The profile of (n, C) memberships; with `lone_positive` a class needs one sample only."""
         (n, n_classes), bound = y.shape, limit(rho, y.shape[0])
         minority_side, excluded, flipped = sides(y, scope)
         h, label = minority_side.sum(0), None
-        if remembered is not None and flipped is not None:
-            remembered = remembered & ~flipped[:, None]  # it holds positives, and these labels' minority has none
-        small = minority(h, n, rho, scope, frequency, int(lone_positive) if remembered is None else remembered.sum(1))
+        small = within_limit(h, n, rho, scope, frequency) & (h > (0 if lone_positive else 1))
         most = max(1, bound if scope == "joint" else min(bound, n // 2))
         if scope == "joint" and 4 * bound < n_classes:  # few of them can be minority: worth the selecting
-            each = 1 if lone_positive or remembered is not None else 2
-            label = small.argsort(descending=True, stable=True)[: max(1, bound // each)]
+            label = small.argsort(descending=True, stable=True)[: max(1, bound if lone_positive else bound // 2)]
             h, small = h.take(label), small.take(label)
             minority_side, excluded = minority_side.index_select(1, label), excluded.index_select(1, label)
-            remembered = None if remembered is None else remembered.index_select(0, label)
         n_majority = torch.rsub(excluded.sum(0), n)
         used = small & (n_majority > 0)
         total = most if scope == "joint" else n_classes * most
-        samples = minority_side & used, excluded, h * used, n_majority
-        return cls(label, flipped, *samples, most, total, remembered, lone_positive)
+        return cls(label, flipped, minority_side & used, excluded, h * used, n_majority, most, total)
 
     def labels(self) -> Tensor:
         """The labels to mine, (M,) long."""
@@ -126,19 +115,6 @@ class Profile:
         """Scores of being in each label's minority, (n, C) -> (n, M): a flipped one's rise as the label's fall."""
         scores = scores if self.label is None else scores.index_select(1, self.label)
         return scores if self.flipped is None else torch.where(self.flipped, -scores, scores)
-
-    def partners(self) -> Tensor:
-        """Positives that an anchor of each label is compared with, (M,) long; -1 or more where it has none."""
-        return self.n_minority - 1 if self.remembered is None else self.n_minority - 1 + self.remembered.sum(1)
-
-    def triplets(self, k: int) -> Tensor:
-        """Triplets of each label, (M,) long; pairs of an anchor and a hard negative where no positive is needed."""
-        pairs = self.n_minority * self.n_majority.clamp_max(k)
-        return pairs if self.lone_positive else pairs * self.partners().clamp(0, k)
-
-    def of_labels(self, values: Tensor) -> Tensor:
-        """(C, ...) of all labels -> (M, ...) of those to mine."""
-        return values if self.label is None else values.index_select(0, self.label)
 
     def by_label(self, values: Tensor, n_classes: int) -> Tensor:
         """(M,) of the labels to mine -> (C,) of all, 0 for the others."""
@@ -154,11 +130,3 @@ class Profile:
         # The next one stands where the running count first passes its number: `nonzero` of static size.
         place = torch.searchsorted(self.minority_side.flatten().cumsum(0), slot, right=True)
         return place, (place % m).masked_fill_(place == n * m, m)
-
-    def distance_to(self, features: Tensor, past: Tensor) -> Tensor:
-        """Distances of anchors to the (M, R, d) remembered embeddings of their labels, (A, R); 0 has gradient 0."""
-        n, m = self.minority_side.shape
-        place, row = self.anchors()
-        own = features.to(past.dtype).index_select(0, place.clamp_max(n * m - 1) // m)
-        squared = (own[:, None] - past.index_select(0, row.clamp_max(m - 1))).square().sum(2)
-        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)

@@ -219,14 +219,14 @@ def test_easy_anchors_are_those_of_the_published_term_that_are_sure(single_label
     targets = targets.argmax(1) if single_label else targets
     logits.requires_grad_()
     every = compare_terms.easy_anchors(logits, targets, 0.0, k=3)
-    published = CRL(k=3).loss_and_counts(logits, targets)
+    published = CRL(k=3).loss_and_triplets(logits, targets)
     torch.testing.assert_close(every.loss, published.loss)
-    assert every.counts.sum() == published.counts.sum() > 0
+    assert every.triplets.sum() == published.triplets.sum() > 0
     torch.testing.assert_close(*(torch.autograd.grad(found.loss, logits)[0] for found in (every, published)))
     sure = compare_terms.easy_anchors(logits, targets, 0.4, k=3)
-    assert 0 < sure.counts.sum() < every.counts.sum()
+    assert 0 < sure.triplets.sum() < every.triplets.sum()
     none = compare_terms.easy_anchors(logits, targets, 1.0)
-    assert none.loss == 0 == none.counts.sum()
+    assert none.loss == 0 == none.triplets.sum()
 
 
 def test_easy_anchors_by_hand():

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import subprocess
 import sys
 
@@ -14,32 +15,28 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastai_crl.losses import CRL
 from fastai_crl.losses import crl as rectification
-from fastai_crl.losses.hinge import loops
+from fastai_crl.losses.criteria import CRITERIA, Distribution
+from fastai_crl.losses.hinge import joint, weights
 from tests import oracle
 
 VARIANTS = [
     (level, criterion)
     for level in ("class", "instance")
-    for criterion in rectification.CRITERIA
+    for criterion in CRITERIA
     if (level, criterion) != ("instance", "ranking")
 ]
 
 
-@pytest.fixture(scope="module", params=["auto", "tensors"], autouse=True)
-def engine(request):
-    """The hinge criteria at class level have two engines on a CPU; what holds for one holds for the other."""
-    if request.param == "auto" and not loops.AVAILABLE:
-        pytest.skip("numba is not installed")
-    ENGINE[:] = [request.param]
-
-
-ENGINE = ["auto"]
-
-
-def CRL(*args, **options):
-    """A `CRL` with the engine under test."""
-    return rectification.CRL(*args, **{"engine": ENGINE[0], **options})
+@pytest.fixture(scope="module", params=["read", "static"], autouse=True)
+def shapes(request):
+    """On a CPU lists are as long as the batch needs, which is read; elsewhere as long as they can be: both are held."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "static":
+            for module in (weights, joint):
+                patch.setattr(module, "readable", lambda _: False)
+        yield
 
 
 def expected_loss(logits, targets, features, crl):
@@ -105,16 +102,15 @@ def test_value_and_gradient_equal_plain_loop(data, level, criterion, scope, spac
         margin=data.draw(st.sampled_from([None, 0.0, 0.7])),
         scope=scope,
         level=level,
-        criterion=criterion,
+        criterion=Distribution(data.draw(st.sampled_from([2, 17, 100]))) if criterion == "distribution" else criterion,
         score_space=space,
-        bins=data.draw(st.sampled_from([2, 17, 100])) if criterion == "distribution" else None,
         average=data.draw(
             st.sampled_from(["triplet", "label"] if criterion in ("relative", "ranking") else ["triplet"])
         ),
     )
     inputs = (logits.requires_grad_(), features.requires_grad_())
     expected = expected_loss(logits, targets, features, crl)
-    found, counts = crl.loss_and_counts(logits, targets, features)
+    found, counts = crl.loss_and_triplets(logits, targets, features)
     if expected is None:
         assert found.item() == 0 and not counts.any() and not any(g.any() for g in gradients(found, *inputs))
         return
@@ -132,7 +128,7 @@ def batch(n=40, n_classes=6, rate=0.12, dtype=torch.float32):
 
 def run(crl, logits, targets, features):
     """Loss, gradients in logits and features, triplets per label."""
-    loss, counts = (crl.loss_and_counts if isinstance(crl, nn.Module) else crl)(logits, targets, features)
+    loss, counts = (crl.loss_and_triplets if isinstance(crl, nn.Module) else crl)(logits, targets, features)
     return loss.detach(), *gradients(loss, logits, features), counts
 
 
@@ -152,9 +148,8 @@ def test_gradcheck(level, criterion, scope, monkeypatch):
         3,
         scope=scope,
         level=level,
-        criterion=criterion,
+        criterion=Distribution(5) if criterion == "distribution" else criterion,
         score_space=space,
-        bins=5 if criterion == "distribution" else None,
     )
     compared = logits if level == "class" else features
     other = (lambda x: crl(x, targets)) if level == "class" else (lambda x: crl(logits.detach(), targets, x))
@@ -232,12 +227,12 @@ def test_order_of_the_batch_does_not_matter(scope):
 def test_other_labels_get_no_gradient():
     logits, targets, _ = batch(64, 6, 0.1)
     targets[:, 1:] = 0
-    for criterion in rectification.CRITERIA:
+    for criterion in CRITERIA:
         (grad,) = gradients(CRL(4, criterion=criterion)(logits, targets), logits)
         assert grad[:, 0].any() and not grad[:, 1:].any()
 
 
-@pytest.mark.parametrize("criterion", rectification.CRITERIA)
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("scope", ["joint", "attribute"])
 def test_ties_equal_plain_loop(scope, criterion):
     """Scores of a few values only: value, gradient and who is chosen are those of the loop, every time."""
@@ -245,10 +240,8 @@ def test_ties_equal_plain_loop(scope, criterion):
         generator = torch.Generator().manual_seed(trial)
         logits = torch.randint(-1, 2, (16, 3), generator=generator).double().requires_grad_()
         targets = (torch.rand(16, 3, generator=generator) < 0.35).double()
-        crl, features = (
-            CRL(3, scope=scope, criterion=criterion, bins=7 if criterion == "distribution" else None),
-            torch.zeros(16, 1),
-        )
+        crl = CRL(3, scope=scope, criterion=Distribution(7) if criterion == "distribution" else criterion)
+        features = torch.zeros(16, 1)
         expected = expected_loss(logits, targets, features, crl)
         if expected is None:
             continue
@@ -278,11 +271,11 @@ def test_ranking_counts_pairs_and_takes_lone_positives():
     targets[3:, 2] = 1
     logits = torch.randn(10, 3, requires_grad=True)
     crl = CRL(4, 0.5, criterion="ranking", average="triplet")
-    value, counts = crl.loss_and_counts(logits, targets)
+    value, counts = crl.loss_and_triplets(logits, targets)
     expected, labels = oracle.ranking(logits.sigmoid(), targets.tolist(), 4, 0.5, "joint", 1.0, "triplet")
     assert counts.tolist() == [labels.count(c) for c in range(3)] == [4, 8, 0]
     torch.testing.assert_close(value, expected)
-    assert CRL(4).loss_and_counts(logits, targets).counts.tolist() == [0, 2 * 4, 0]
+    assert CRL(4).loss_and_triplets(logits, targets).triplets.tolist() == [0, 2 * 4, 0]
 
 
 def test_unused_labels_change_nothing():
@@ -290,7 +283,7 @@ def test_unused_labels_change_nothing():
     targets = torch.zeros(16, 300, dtype=torch.float64)
     targets[torch.arange(16), torch.arange(16) // 2 * 37] = 1
     logits, used = torch.randn(16, 300, dtype=torch.float64, requires_grad=True), targets.any(0)
-    for criterion in rectification.CRITERIA:
+    for criterion in CRITERIA:
         crl = CRL(3, criterion=criterion)
         sparse, dense = crl(logits, targets), crl(logits[:, used], targets[:, used])
         torch.testing.assert_close(sparse, dense)
@@ -312,6 +305,7 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("shapes", ["static"], indirect=True)
 @pytest.mark.parametrize("scope", ["joint", "attribute"])
 @pytest.mark.parametrize("space", ["probability", "logit"])
 def test_nothing_waits_for_the_host(scope, space):
@@ -322,13 +316,42 @@ def test_nothing_waits_for_the_host(scope, space):
                 crl(logits, y, features).backward()
 
 
+class Launched(TorchDispatchMode):
+    """Counts the operations that launch a kernel on a GPU: all but views and allocations."""
+
+    free = re.compile(
+        r"_?(unsafe_view|reshape_alias)|view|as_strided|expand|select|slice|transpose|t|permute|detach|alias|diagonal|"
+        r"(un)?squeeze|split(_with_sizes)?|(new_)?empty(_like|_strided)?"
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not self.free.fullmatch(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [({"criterion": "ranking"}, 60), ({"criterion": "ranking", "margin": 0.7}, 80), ({}, 95)]
+)
+def test_operations_of_the_term(options, most):
+    """Forward and backward, with the checks of the batch; none depends on the size of the batch."""
+    for n in (16, 256):
+        logits, targets, _ = batch(n, 28)
+        with Launched() as launched:
+            CRL(**options)(logits, targets).backward()
+        assert launched.count <= most
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["joint", "attribute"])
 def test_compiles_as_one_graph(scope):
     inputs = batch()
     for crl in each_variant(k=5, scope=scope):
         torch._dynamo.reset()
-        compiled = torch.compile(crl.loss_and_counts, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(crl.loss_and_triplets, fullgraph=True, backend="aot_eager")
         for found, expected in zip(run(compiled, *inputs), run(crl, *inputs), strict=True):
             torch.testing.assert_close(found, expected)
 
@@ -338,7 +361,7 @@ def test_compiled_code_agrees():
     inputs, crl = batch(), CRL(5)
     torch._dynamo.reset()
     try:
-        found = run(torch.compile(crl.loss_and_counts, fullgraph=True), *inputs)
+        found = run(torch.compile(crl.loss_and_triplets, fullgraph=True), *inputs)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"no compiler here: {error}")
     for x, expected in zip(found, run(crl, *inputs), strict=True):
@@ -388,7 +411,7 @@ CRL()(torch.randn(4, 2, requires_grad=True), torch.eye(2).repeat(2, 1)).backward
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 logits.grad, before = torch.zeros_like(logits), peak()
 crl = CRL(scope=sys.argv[1])
-loss, counts = crl.loss_and_counts(logits, targets)
+loss, counts = crl.loss_and_triplets(logits, targets)
 loss.backward()
 print(peak() - before, int(counts.sum()))
 """
@@ -438,11 +461,9 @@ def test_pickles():
         ({"level": "pixel"}, "level='pixel'"),
         ({"criterion": "cosine"}, "criterion='cosine'.*'relative', 'absolute', 'distribution'"),
         ({"score_space": "odds"}, "score_space='odds'"),
-        ({"bins": 1}, "bins=1"),
         ({"average": "anchor"}, "average='anchor'"),
         ({"average": "label", "criterion": "absolute"}, r'average="label" needs criterion=.*not .absolute.'),
         ({"criterion": "ranking", "level": "instance"}, "no level='instance'"),
-        ({"criterion": "ranking", "memory": 8}, "no use for memory=8"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -477,8 +498,8 @@ def test_inputs_are_checked(change, message):
 def test_shift_is_what_is_added_to_the_logits(single_label):
     logits, targets, _ = batch(dtype=torch.float64)
     targets = targets.argmax(1) if single_label else targets
-    shift = torch.randn(6, dtype=torch.float64)
-    for criterion in rectification.CRITERIA:
+    shift = torch.randn(6)
+    for criterion in CRITERIA:
         found, expected = CRL(5, criterion=criterion, shift=shift)(logits, targets), CRL(5, criterion=criterion)
         assert torch.equal(found, expected(logits + shift, targets)) and not torch.equal(
             found, expected(logits, targets)
@@ -517,52 +538,15 @@ def test_logits_too_large_for_the_arithmetic_are_an_error():
         CRL(score_space="logit")(logits, targets)
 
 
-@pytest.mark.parametrize("scope", ["joint", "attribute"])
-@pytest.mark.parametrize("average", ["triplet", "label"])
-@settings(max_examples=20, deadline=None)
-@given(data=st.data())
-def test_engines_agree_with_a_memory(data, average, scope):
-    """Full of ties, in each of some batches."""
-    seed, n_classes = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 6))
-    options = {"k": data.draw(st.integers(1, 9)), "rho": data.draw(st.sampled_from([0.3, 1.0])), "memory": 4}
-    one, other = (CRL(**options, scope=scope, average=average, engine=e) for e in ("auto", "tensors"))
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(5):
-        logits = torch.randn(12, n_classes, generator=generator, dtype=torch.float64)
-        logits = (logits.round() if data.draw(st.booleans()) else logits).requires_grad_()
-        targets = (torch.rand(12, n_classes, generator=generator) < 0.25).double()
-        (x, m), (y, n) = (crl.loss_and_counts(logits, targets) for crl in (one, other))
-        torch.testing.assert_close(x, y)
-        torch.testing.assert_close(gradients(x, logits)[0], gradients(y, logits)[0])
-        assert torch.equal(m, n)
-
-
 def test_buffers_are_saved_and_moved():
     logits, targets, _ = batch()
-    crl = CRL(4, memory=3, frequency=range(1, 7), shift=[0.5] * 6)
-    crl(logits, targets)
+    crl = CRL(4, frequency=range(1, 7), shift=torch.full((6,), 0.5, dtype=torch.float64))
     saved = crl.state_dict()
-    assert {"frequency", "shift", "past.values", "past.clock"} <= set(saved)
-    fresh = CRL(4, memory=3, frequency=range(6, 0, -1), shift=[0.0] * 6)
-    fresh.load_state_dict(saved)
-    assert torch.equal(fresh(logits, targets), crl(logits, targets))
-    fresh.load_state_dict(CRL(4, memory=3, frequency=range(6), shift=[0.0] * 6).state_dict())
-    assert fresh.past.read() is None
-    bare = CRL(4, memory=3)
-    bare.load_state_dict(saved)
-    assert torch.equal(bare(logits, targets), crl(logits, targets))
+    assert {name: x.dtype for name, x in saved.items()} == dict.fromkeys(("frequency", "shift"), torch.float32)
+    fresh = CRL(4, frequency=range(6, 0, -1), shift=[0.0] * 6)
+    bare = CRL(4)
+    for other in (fresh, bare):
+        other.load_state_dict(saved)
+        assert torch.equal(other(logits, targets), crl(logits, targets))
     moved = crl.to("meta")
-    assert moved.past.values.is_meta and moved.shift.is_meta
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"engine": "gpu"}, "engine='gpu'"),
-        ({"engine": "loops", "criterion": "absolute"}, 'engine="loops" serves'),
-        ({"engine": "loops", "level": "instance"}, 'engine="loops" serves'),
-    ],
-)
-def test_engine_is_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        CRL(**options)
+    assert moved.frequency.is_meta and moved.shift.is_meta

@@ -7,6 +7,7 @@ import torch
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import nn
 
+from fastai_crl._checks import Batch
 from fastai_crl.hpa import HPA_COUNTS
 from fastai_crl.losses import CRL, CRLLoss, imbalance, make_loss
 
@@ -155,27 +156,18 @@ def test_a_batch_that_is_not_finite_is_left_to_the_base_loss(value, options):
     good, targets = batch()
     features = torch.randn(40, 3, requires_grad=True) if options.get("level") else None
     loss = CRLLoss(alpha=0.4, **options)
-    assert loss.crl.loss_and_counts(good, targets, features).counts.any()
+    assert loss.crl.loss_and_triplets(good, targets, features).triplets.any()
     logits = good.detach().clone()
     logits[3, 1] = value
     logits.requires_grad_()
     total, base = loss(logits, targets, features), nn.functional.binary_cross_entropy_with_logits(logits, targets)
     torch.testing.assert_close(total, base, equal_nan=True)
-    rectified = loss.crl.loss_and_counts(logits, targets, features, skip_non_finite=True)
-    assert rectified.loss == 0 and not rectified.counts.any()
+    rectified = loss.crl.rectify(Batch.of_training(logits, targets, features))
+    assert rectified.loss == 0 and not rectified.triplets.any()
     ours = torch.autograd.grad(rectified.loss, logits, allow_unused=True, materialize_grads=True)[0]
     assert not ours.any()  # 0, and not NaN
     with pytest.raises(ValueError, match="logits must be finite"):
         loss.crl(logits, targets, features)
-
-
-def test_a_batch_that_is_not_finite_is_not_remembered():
-    z, y = batch(rate=0.3)
-    term = CRL(memory=4)
-    term.loss_and_counts(torch.full_like(z, torch.nan), y, skip_non_finite=True)
-    assert term.past.total.sum() == 0
-    term.loss_and_counts(z, y, skip_non_finite=True)
-    assert term.past.total.tolist() == y.sum(0).tolist()
 
 
 @pytest.mark.parametrize(

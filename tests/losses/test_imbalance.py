@@ -1,11 +1,13 @@
 """Ω, the imbalance of labels, and the mix that it weighs."""
 
+import math
+
 import pytest
 import torch
+from fastai.callback.schedule import SchedCos
 
 from fastai_crl.hpa import HPA_COUNTS
-from fastai_crl.losses.crl import Rectified
-from fastai_crl.losses.imbalance import TrainingLabels, imbalance, mix, omega
+from fastai_crl.losses.imbalance import check_alpha, imbalance, mix, omega, ramp, scheduled
 
 
 def test_of_hpa():
@@ -37,22 +39,18 @@ def test_on_the_device_as_on_the_host():
     assert float(omega(torch.zeros(3), 10)) == 0
 
 
-def rectified(loss, counts=(0, 3)):
-    return Rectified(loss, torch.tensor(counts))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [0.1, torch.tensor(0.1, dtype=torch.float64)])
 def test_alpha_has_the_precision_of_the_loss(dtype, alpha):
     base, crl = torch.tensor(0.7, dtype=dtype), torch.tensor(0.3, dtype=dtype)
-    mixed = mix(base, rectified(crl), alpha)
+    mixed = mix(base, crl, torch.tensor(True), alpha)
     assert mixed.dtype == dtype
     assert float(mixed) == pytest.approx(0.1 * float(crl) + 0.9 * float(base), rel=2 * torch.finfo(dtype).eps)
 
 
 def test_without_a_triplet_it_is_the_base_loss():
     base, crl = torch.tensor(0.7, requires_grad=True), torch.tensor(0.3, requires_grad=True)
-    mixed = mix(base, rectified(crl, (0, 0)), 0.6)
+    mixed = mix(base, crl, torch.tensor(False), 0.6)
     mixed.backward()
     assert mixed == base and base.grad == 1 and crl.grad == 0
 
@@ -61,19 +59,25 @@ def test_without_a_triplet_it_is_the_base_loss():
 def test_a_base_loss_that_is_not_finite_stays(value):
     base = torch.tensor(value, requires_grad=True)
     crl = torch.tensor(0.3, requires_grad=True)
-    mixed = mix(base, rectified(crl), 0.6)
+    mixed = mix(base, crl, torch.tensor(True), 0.6)
     mixed.backward()
     assert torch.equal(mixed.isnan(), base.isnan()) and not mixed.isfinite()
     assert base.grad == 1 and crl.grad == 0
 
 
-def test_of_the_data_set_or_of_the_labels_seen_so_far():
-    y = torch.eye(3)[[0] * 6 + [1, 2]]
-    told = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 1), y), batch_size=2)
-    untold = torch.utils.data.DataLoader(list(zip(torch.zeros(8, 1), y, strict=True)), batch_size=2)
-    labels = TrainingLabels()
-    assert float(labels.add(told, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([6, 1, 1]))
-    # Of another data set, which does not tell, the batches count.
-    assert float(labels.add(untold, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([2, 0, 0]))
-    assert float(labels.add(untold, torch.zeros(2, 3), y[6:])) == pytest.approx(imbalance([2, 1, 1]))
-    assert float(labels.add(told, torch.zeros(2, 3), y[:2])) == pytest.approx(imbalance([6, 1, 1]))
+def test_the_ramp_is_half_a_cosine_over_the_first_quarter():
+    assert [ramp(p) for p in (0, 0.125, 0.25, 0.9)] == pytest.approx([0, 0.5, 1, 1])
+    assert ramp(0.05) == pytest.approx((1 - math.cos(math.pi * 0.2)) / 2)
+
+
+def test_schedules():
+    assert scheduled(None, 0.1) == ramp(0.1)
+    assert scheduled(SchedCos(0, 1), 0.5) == pytest.approx(0.5)
+    assert [scheduled([0, 1, 0.5], p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0, 0.5, 1, 0.75, 0.5])
+
+
+def test_what_a_weight_may_be():
+    assert check_alpha("auto") == "auto" and check_alpha(0) == 0 and check_alpha(1.0) == 1.0
+    for wrong in (-0.1, 1.1, math.nan, "half"):
+        with pytest.raises(ValueError, match="alpha="):
+            check_alpha(wrong)

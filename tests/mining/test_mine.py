@@ -33,7 +33,7 @@ def test_worked_example():
     mined = mine(scores, targets, k=3)
     assert int(mined.n_anchors) == 11
     assert int(mined.n_triplets) == 42
-    assert mined.counts().tolist() == [6, 6, 6, 6, 18, 0, 0]
+    assert mined.by_label().tolist() == [6, 6, 6, 6, 18, 0, 0]
     found = mined.triplets().tolist()
     assert {(a, c) for a, _, _, c in found} == set(ANCHORS)
     for c, samples in HARDEST_NEGATIVES.items():
@@ -75,7 +75,7 @@ def test_triplets_equal_plain_loop(batch, scope, level, dtype):
     assert sorted(found) == sorted(expected)
     assert int(mined.n_triplets) == len(expected)
     assert int(mined.n_anchors) == len({(a, c) for a, _, _, c in expected})
-    assert mined.counts().tolist() == [sum(t[3] == c for t in expected) for c in range(len(targets[0]))]
+    assert mined.by_label().tolist() == [sum(t[3] == c for t in expected) for c in range(len(targets[0]))]
     minority = minority_classes(torch.tensor(targets), rho, scope)
     assert minority.nonzero().flatten().tolist() == sorted(oracle.profile(targets, rho, scope))
 
@@ -171,7 +171,7 @@ def test_padding_is_bounded():
 
 def test_empty_batch():
     mined = mine(torch.zeros(0, 3), torch.zeros(0, 3))
-    assert int(mined.n_triplets) == 0 and mined.triplets().shape == (0, 4) and mined.counts().tolist() == [0, 0, 0]
+    assert int(mined.n_triplets) == 0 and mined.triplets().shape == (0, 4) and mined.by_label().tolist() == [0, 0, 0]
 
 
 def test_pairwise_distance():

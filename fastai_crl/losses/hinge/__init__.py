@@ -1,5 +1,6 @@
-"""The hinge criteria at class level: the sum over all triplets as weights of the scores, by one of two engines."""
+"""The hinge criteria at class level: the mean of all hinges of a batch as weights of its scores."""
 
-from .engine import Engine, HingeOptions, check_engine, hinge_sum
+from .sides import HingeOptions
+from .weights import HingeWeights, hinge_weights
 
-__all__ = ["Engine", "HingeOptions", "check_engine", "hinge_sum"]
+__all__ = ["HingeOptions", "HingeWeights", "hinge_weights"]
