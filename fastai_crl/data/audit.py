@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
 from skimage.exposure import is_low_contrast
 
-from fastai_crl.images.duplicates import check_distance, cluster, fingerprint
+from fastai_crl.images.duplicates import cluster, fingerprint
 from fastai_crl.images.image_set import ImageSet, check_images
 from fastai_crl.images.levels import lost_levels
 
@@ -35,7 +34,6 @@ _ERRORS = (
     "row without image",
     "row without label",
     "row with several labels",
-    "label not in vocab",
     "missing file",
     "unreadable file",
     "channels of different size",
@@ -154,22 +152,19 @@ def check(
     id_col: str | int = "Id",
     label_col: str | int | Sequence[str | int] = "Target",
     label_delim: str | None = " ",
-    vocab: Iterable[Any] | None = None,
-    max_distance: float = 0.03,
     progress: bool = True,
 ) -> FolderReport:
     """Read every image and row of a data set and report all that is wrong with it, as tables.
 
     Errors: a csv or folder that cannot be read; a row that does not fit the header, or that a stray quote makes of
     several; a line break in an id or label; a row without id, with an id of another row, or with one that names the
-    same file or a file outside the folder; a row without any image, without a label where it needs one, with a label
-    outside `vocab`; a missing or unreadable file; channels of different size. Warnings: an image without row, a row
-    without label; a label that looks like several, or like another; an image of another size than most; a saturated
-    channel (full intensity in more than 5 % of its pixels), or one of low contrast (98 % of its pixels within 5 % of
-    the range, as in a black one); 16-bit files that use a small part of their range (a sample of 32 images tells); an
-    image with the pixels of an earlier one ("duplicate") or nearly so
-    ("near-duplicate", by perceptual hash, see `duplicate_groups`); all that is wrong with the files of an image without
-    row.
+    same file or a file outside the folder; a row without any image, or without a label where it needs one; a missing or
+    unreadable file; channels of different size. Warnings: an image without row, a row without label; a label that looks
+    like several, or like another; an image of another size than most; a saturated channel (full intensity in more than
+    5 % of its pixels), or one of low contrast (98 % of its pixels within 5 % of the range, as in a black one); 16-bit
+    files that use a small part of their range (a sample of 32 images tells); an image with the pixels of an earlier one
+    ("duplicate") or nearly so ("near-duplicate", by perceptual hash, see `duplicate_groups`); all that is wrong with
+    the files of an image without row.
 
     The quick check of headers that `HPADataLoaders.from_csv` runs, and that raises, is `check_folder`.
 
@@ -179,17 +174,14 @@ def check(
         id_col: see `Annotations.from_csv`, like the next two.
         label_col: see there.
         label_delim: see there.
-        vocab: the labels allowed; None for any.
-        max_distance: largest share of the perceptual hash's bits in which near-duplicates differ, 0 to below 0.5.
         progress: show a progress bar.
 
     Returns:
         `FolderReport`: all problems, those of a csv or folder that cannot be read too.
 
     Raises:
-        ValueError: an argument out of range, or of another type; nothing else raises.
+        ValueError: what is no `ImageSet`; nothing else raises.
     """
-    check_distance(max_distance)
     channels = check_images(images).channels
     problems: list[tuple[str, str, str, str]] = []
     rows = labels = None
@@ -206,7 +198,7 @@ def check(
         except (OSError, ValueError) as e:
             problems.append(("unreadable csv", "", "", str(e)))
     if rows is not None:
-        found, labels = _rows(rows, images.folder, vocab)
+        found, labels = _rows(rows, images.folder)
         problems += found
     in_csv = [] if rows is None else list(dict.fromkeys(i for i in rows.ids if i.strip()))
     ids = list(dict.fromkeys([*in_csv, *in_folder]))
@@ -226,7 +218,7 @@ def check(
             histogram += image.histogram
             if image.fingerprint is not None:
                 sizes[i], prints[i] = image.size, image.fingerprint
-    problems += _odd_sizes(sizes) + _duplicates(prints, max_distance)
+    problems += _odd_sizes(sizes) + _duplicates(prints)
     problems += [("grey levels lost", "", c, lost) for c, lost in lost_levels(images, list(prints)).items()]
     # Files that no row names are never loaded.
     levelled = [("error" if p[0] in _ERRORS and p[1] not in unnamed else "warning", *p) for p in problems]
@@ -236,9 +228,7 @@ def check(
     return FolderReport(images.folder, n_rows, len(in_folder), found_sizes, table, labels, statistics)
 
 
-def _rows(
-    rows: Annotations, folder: Path, vocab: Iterable[Any] | None
-) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
+def _rows(rows: Annotations, folder: Path) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
     """Return the problems of the rows of the csv, and the images by label."""
     ids, labels = rows.ids, rows.labels
     lines: dict[str, list[str]] = {}
@@ -258,12 +248,6 @@ def _rows(
         problems += [("row with several labels", i, "", ", ".join(row)) for i, row in several]
     problems += [(kind, ids[at], "", detail) for kind, at, detail in doubtful_labels(labels)]
     counts = rows.counts()
-    if vocab is not None:
-        vocab = [str(o) for o in vocab]
-        foreign = set(counts) - set(vocab)
-        for i, row in zip(ids, labels, strict=True):
-            problems += [("label not in vocab", i, "", o) for o in row if o in foreign]
-        counts.update(dict.fromkeys(vocab, 0))
     found = sorted(counts, key=number_first)
     table = pd.DataFrame({"images": [counts[o] for o in found]}, index=pd.Index(found, name="label"))
     return problems, table.assign(share=table["images"] / len(rows))
@@ -277,11 +261,11 @@ def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str, s
     return [("other size", i, "", f"{s[0]}x{s[1]}, {most}") for i, s in sizes.items() if s != usual]
 
 
-def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]], max_distance: float) -> list[tuple[str, str, str, str]]:
+def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[tuple[str, str, str, str]]:
     """Return each image that has an earlier one like it, with the earliest of its pixels, or else of its group."""
     if not prints:
         return []
-    groups = cluster(([d for d, _ in prints.values()], np.stack([b for _, b in prints.values()])), max_distance)
+    groups = cluster(([d for d, _ in prints.values()], np.stack([b for _, b in prints.values()])))
     exact, near, found = {}, {}, []
     for (i, (digest, _)), group in zip(prints.items(), groups, strict=True):
         if digest in exact:

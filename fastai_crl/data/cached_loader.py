@@ -65,7 +65,7 @@ class PackedDL(SampledDL):
         packed, rows, targets = self._source
         parts = map(np.array, chunked(samps, self.bs, self.drop_last))
         in_worker = torch.utils.data.get_worker_info() is not None
-        if in_worker or self.device is None or torch.device(self.device).type != "cuda":
+        if in_worker or self.device is None or not torch.empty(0, device=self.device).is_cuda:
             yield from ((packed.batch(rows[at]), *(t[at] for t in targets)) for at in parts)
             return
 

@@ -48,9 +48,7 @@ def ranking_by_label(pred: np.ndarray, targ: np.ndarray) -> tuple[np.ndarray, np
 def calibration_by_label(confidence: np.ndarray, hit: np.ndarray, bins: int) -> np.ndarray:
     """Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599), (C,)."""
     n, n_classes = confidence.shape
-    edges = np.arange(1, bins) / bins
-    which = np.searchsorted(edges, confidence.astype(float)) + bins * np.arange(
-        n_classes
-    )  # an edge is of the bin below
-    gap = np.bincount(which.ravel(), (confidence.astype(float) - hit).ravel(), minlength=bins * n_classes)
+    confidence = confidence.astype(float)
+    which = np.searchsorted(np.arange(1, bins) / bins, confidence)  # an edge belongs to the bin below it
+    gap = np.bincount((which + bins * np.arange(n_classes)).ravel(), (confidence - hit).ravel(), bins * n_classes)
     return np.abs(gap).reshape(n_classes, bins).sum(1) / n

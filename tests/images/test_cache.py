@@ -615,13 +615,20 @@ def test_a_batch_is_made_one_ahead_in_order_and_errors_come_through():
 
 
 @pytest.mark.gpu
-def test_batches_for_a_gpu_are_those_for_a_cpu(root):
-    fast, plain = (load(root, True, stats=None, device=device) for device in ("cuda", "cpu"))
-    for k in range(2):
-        fast.train.rng.seed(k), plain.train.rng.seed(k)
-        for a, b in zip(fast.train, plain.train, strict=True):
-            assert a[0].device.type == "cuda" and type(a[0]) is TensorMultiChannel and a[0].channels == HPA_CHANNELS
-            assert torch.equal(a[0].cpu(), b[0]) and torch.equal(a[1].cpu(), b[1]) and type(a[1]) is type(b[1])
+def test_batches_for_a_gpu_are_those_for_a_cpu_and_nothing_synchronises(root):
+    fast, plain = load(root, True, stats=None), load(root, True, stats=None, device="cpu")
+    fast.train.rng.seed(1)
+    plain.train.rng.seed(1)
+    fast.train.one_batch()
+    plain.train.one_batch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = list(fast.train)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(got, plain.train, strict=True):
+        assert a[0].is_cuda and a[1].is_cuda and a[0].channels == HPA_CHANNELS
+        assert all(type(s) is type(t) and torch.equal(s.cpu(), t) for s, t in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("sampler", ["class_aware", "repeat_factor"])
