@@ -796,3 +796,42 @@ def test_a_ready_term(tmp_path):
         CRLCallback(term=term, k=4)
     with pytest.raises(TypeError, match="term='ranking': give a CRL object"):
         CRLCallback(term="ranking")
+
+
+class NoWait(Callback):
+    """Forbids waiting for the GPU from the prediction of a training batch to its gradients."""
+
+    order, run_valid = -1, False
+
+    def after_pred(self):
+        torch.cuda.set_sync_debug_mode("error" if self.learn.train_iter else "default")  # the first batch settles
+
+    def before_step(self):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "ranking"},
+        {"criterion": "ranking", "alpha": 0.3, "shift": [0.1] * C},
+        {"frequency": range(C, 0, -1)},
+        {"scope": "attribute"},
+        {"level": "instance"},
+        None,
+    ],
+)
+def test_a_step_never_waits_for_the_gpu(tmp_path, options):
+    """Of the callback; None: of `CRLLoss`, α that of the labels seen so far."""
+    learn = make_learner(tmp_path, [NoWait()] if options is None else [CRLCallback(schedule=full, **options), NoWait()])
+    learn.dls.cuda()
+    if options is None:
+        learn.loss_func = CRLLoss()
+    try:
+        learn.fit(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if options is not None:
+        assert learn.crl.counts_frame().to_numpy().sum() > 0
+        assert learn.crl.term.frequency is None or learn.crl.term.frequency.is_cuda

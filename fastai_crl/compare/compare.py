@@ -108,11 +108,13 @@ class _Rounds:
     ):
         self.runs, self.arms, self.data, self.fit, self.rates = runs, arms, data, fit, rates
         self.minutes, self.measured, self.begun = minutes, {}, perf_counter()
-        runs.bind("data", data.facts)
+        if data.unknown:
+            few = f"Fewer than two of the {data.measured}, or all of them, have"
+            print(f"{few} {', '.join(data.unknown)}: left out of all measures.")
         for arm in arms:
             arm.look(data.dls, fit)
             arm.facts |= {"fit": fit_text, "epochs": str(arm.epochs), "learning rates": str(rates)}
-            runs.bind(f"arm {arm.name!r}", arm.facts)
+        runs.bind({"data": data.facts, **{f"arm {arm.name!r}": arm.facts for arm in arms}})
         self.part = data.part() if len(rates) > 1 else None
 
     def __call__(self, seeds: int) -> Comparison:

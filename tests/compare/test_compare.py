@@ -125,8 +125,9 @@ def test_where_no_round_fits_nothing_is_trained(tmp_path):
     with pytest.raises(ValueError, match=expected + "or 5 epochs in place of 10; or 2 arms: a, b."):
         rounds(tmp_path, 5, 3, 10)
     with pytest.raises(ValueError, match="not one round"):
-        compared(tmp_path, minutes=1e-6)
+        compared(tmp_path, minutes=1e-6, epochs=9)
     assert not (tmp_path / "runs.csv").exists()
+    assert len(compared(tmp_path, seeds=1).runs) == 2  # with fewer epochs, as it said
 
 
 def test_time_that_is_over_ends_the_runs_and_they_go_on_later(tmp_path, capsys, monkeypatch):
@@ -301,7 +302,7 @@ def test_a_pretrained_network_is_fine_tuned(single_label_dls, tmp_path, monkeypa
     monkeypatch.setattr("fastai_crl.compare.losses.compare_learners", lambda *args: fits.append(args))
     compare_losses(single_label_dls, small, pretrained=True, epochs=3, out=tmp_path)
     compare_losses(single_label_dls, small, out=tmp_path)
-    assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3)", 3), ("None", 10)]
+    assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3, at_lr=False)", 3), ("None", 10)]
 
 
 # ---- the command ----
