@@ -28,7 +28,7 @@ from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import UnknownLabelsError, count, label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
-from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, mix, omega, scheduled
+from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
 
 _NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
 
@@ -104,9 +104,9 @@ class CRLCallback(Callback):
         alphas: α of each training batch of the last fit.
 
     Raises:
-        ValueError: alpha or options out of range, a learner that has a `CRLCallback`, or a callback that has a learner,
-            at once; when training starts, a learner whose loss is a `CRLLoss`, which has the term already; for instance
-            level, a model without a `nn.Linear`; in the first batch, targets that do not fit or are out of range.
+        ValueError: at once, alpha, schedule or options out of range, a learner that has a `CRLCallback`, a callback
+            that has a learner; when training starts, a learner whose loss is a `CRLLoss`, which has the term already,
+            for instance level a model without a `nn.Linear`; in a batch, targets or a factor of α out of range.
         TypeError: a term that is no `CRL`.
     """
 
@@ -130,12 +130,12 @@ class CRLCallback(Callback):
         follows, own = split_shift(shift)
         if term is not None and own is not None:
             raise ValueError(f"term={type(term).__name__} has its options already: give shift to it.")
-        self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
+        self.alpha, self.schedule = check_alpha(alpha), check_schedule(schedule)
+        self.gather, self.embedding = gather, embedding
         self.term = CRL(shift=own, **crl) if term is None else term
         self.follows_base = follows and self.term.shift is None
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
-        self.n_fits, self.alphas = 0, []
-        self.caught = CaughtEmbedding()
+        self.n_fits, self.alphas, self.caught = 0, [], CaughtEmbedding()
         self._now: _Fit | None = None
 
     def __getstate__(self) -> dict:
@@ -205,8 +205,7 @@ class CRLCallback(Callback):
             drop_columns(self._now.recorder)
 
     def after_train(self) -> None:
-        if self._now is not None and self._now.epoch.triplets is not None:
-            triplets = self._now.epoch.triplets
+        if self._now is not None and (triplets := self._now.epoch.triplets) is not None:
             if n_processes() > 1 and not self.gather:
                 dist.all_reduce(triplets)
             if not self._now.is_search:
@@ -224,6 +223,8 @@ class CRLCallback(Callback):
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
+        if now.hook is None and self.term.level == "instance" and self.alpha != 0:
+            self.caught.refuse(self.learn.model)
         now.started = True
         self.term.to(self.learn.dls.device)
         if not now.is_search:
@@ -239,8 +240,7 @@ class CRLCallback(Callback):
 
     def after_loss(self) -> None:
         share = scheduled(self.schedule, float(self.learn.pct_train))
-        now, features = self._now, self.caught.features
-        self.caught.features = None
+        now, features, self.caught.features = self._now, self.caught.features, None
         if share == 0 or self.alpha == 0:
             now.alphas.append(0.0)
             return

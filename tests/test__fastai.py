@@ -354,8 +354,9 @@ def test_the_embedding_is_caught_on_its_way():
         hook.remove()
         model.train()(x)
         assert caught.features is None
+    assert CaughtEmbedding().hook(body, None) is None
     with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear whose input could be the embedding"):
-        CaughtEmbedding().hook(body, None)
+        CaughtEmbedding().refuse(body)
 
 
 def test_a_learner_is_rebuilt_as_another_class(hpa_dls, tmp_path):

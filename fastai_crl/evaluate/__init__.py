@@ -16,7 +16,7 @@ from .metrics import (
 )
 from .predictions import predict_probabilities
 from .shift import shift_thresholds, training_probabilities
-from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds
+from .thresholds import FittedThresholds, fit_thresholds
 
 __all__ = [
     "CRLInterpretation",
@@ -34,7 +34,6 @@ __all__ = [
     "frequency_groups",
     "label_report",
     "predict_probabilities",
-    "rate_thresholds",
     "set_thresholds",
     "shift_thresholds",
     "training_probabilities",
