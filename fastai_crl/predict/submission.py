@@ -44,7 +44,8 @@ def write_submission(
     subfolders: bool = False,
     delim: str = " ",
     at_least_one: bool = True,
-    **kwargs: Any,
+    bs: int | None = None,
+    num_workers: int | None = None,
 ) -> pd.DataFrame | None:
     """Predict every image of a folder and write a csv in Kaggle's form: `Id,Predicted`, labels separated by spaces.
 
@@ -73,7 +74,8 @@ def write_submission(
         subfolders: without `ids`, look for images in the folders inside, too.
         delim: between two labels of an image.
         at_least_one: an image that reaches no threshold gets its likeliest label; False leaves it without.
-        **kwargs: of the data loader, such as bs and num_workers.
+        bs: images of a batch. Default, of the next too: as for validation.
+        num_workers: processes that load images.
 
     Returns:
         DataFrame of `Id`, `Predicted`, in the order of the ids; None in other processes than the first.
@@ -111,9 +113,10 @@ def write_submission(
     if fname.is_dir():
         raise ValueError(f"fname={str(fname)!r} is a folder: give the name of a file in it, such as submission.csv.")
     prefixes = [images.folder / i for i in ids]
+    bs = learn.dls.valid.bs if bs is None else bs
+    loading = {"bs": bs} | ({} if num_workers is None else {"num_workers": num_workers})
     with learn.no_bar() if hasattr(learn, "progress") else nullcontext():
-        first = learn.dls.test_dl(prefixes[:1], **kwargs | {"bs": 1, "num_workers": 0}).one_batch()[0]
-        bs = learn.dls.test_dl(prefixes[:1], **kwargs).bs
+        first = learn.dls.test_dl(prefixes[:1], bs=1, num_workers=0).one_batch()[0]
         depends_on = (ids, _files(images, ids), vocab, first, bs, tta, *_network(learn, len(vocab), single_label))
         parts = Parts(fname, depends_on)
         # Whole batches, the same as in a run that was never interrupted: their results agree to the last bit.
@@ -122,7 +125,7 @@ def write_submission(
         with parts.open(resume):
             todo = [k for k, part in enumerate(rows) if parts.read(k, len(ids[part]), len(vocab)) is None]
             for k in progress_bar(todo, leave=False) if progress else todo:
-                dl = learn.dls.test_dl(prefixes[rows[k]], **kwargs)
+                dl = learn.dls.test_dl(prefixes[rows[k]], **loading)
                 parts.write(k, predict_probabilities(learn, dl=dl, predict=tta, rows=ids[rows[k]])[0].numpy())
             probs = np.concatenate([parts.read(k, len(ids[part]), len(vocab)) for k, part in enumerate(rows)])
             chosen = decide(probs, cuts, at_least_one, single_label)
