@@ -122,7 +122,7 @@ def fit_thresholds(
     splits, shifts, crossed, values = [], [], [], []
     for repeat in range(repeats):
         if single_label or measure:  # whole rows
-            kind = targets.argmax(1) if single_label else _rarest(targets)
+            kind = targets.argmax(1) if single_label else _rarest(targets, folds)
             fold = np.repeat(_folds(kind, folds, seed + repeat)[:, None], n_classes, 1)
         else:
             fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
@@ -263,10 +263,11 @@ def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def _rarest(targets: np.ndarray) -> np.ndarray:
-    """Return the rarest label of each sample, (n,); C for one without any."""
+def _rarest(targets: np.ndarray, folds: int) -> np.ndarray:
+    """Return the rarest label of each sample, (n,), C for one without any; all alike where none has `folds` samples."""
     rarity = np.where(targets, targets.sum(0), len(targets) + 1)
-    return np.where(targets.any(1), rarity.argmin(1), targets.shape[1])
+    label = np.where(targets.any(1), rarity.argmin(1), targets.shape[1])
+    return label if np.bincount(label).max() >= folds else np.zeros_like(label)
 
 
 def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:

@@ -334,6 +334,11 @@ def test_own_measures_find_the_best_thresholds_of_few_labels(seed, n_classes):
     assert cost(y == 1, p > found) == max(every)  # labels do not meet in it: each at its best is the best
 
 
+def test_a_measure_of_few_samples_whose_labels_are_all_rare():
+    y = np.eye(10, dtype=int)
+    assert fit_thresholds(0.2 + 0.5 * y, y, cost, repeats=1).measure["in_sample"] == 0
+
+
 def test_a_measure_that_forbids_a_yes_has_none():
     p, y = sample(200)
     found = own_measure.fit_measure(lambda targets, chosen: -chosen.sum(), p.astype(float), y == 1, 0)
