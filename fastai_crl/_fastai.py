@@ -163,15 +163,6 @@ def is_lr_search(learn: Any) -> bool:
     return hasattr(learn, "lr_finder")
 
 
-def record_schedule(learn: Any, name: str, values: list[Any], ended: bool = False) -> None:
-    """Have `plot_sched` show `values`, which may grow: beside those of a scheduler, or on their own once it `ended`."""
-    scheduler, recorder = getattr(learn, "param_scheduler", None), getattr(learn, "recorder", None)
-    if scheduler is not None:
-        scheduler.hps[name] = values
-    elif ended and recorder is not None:
-        recorder.hps = {name: values}
-
-
 def blended_targets(learn: Any) -> tuple[Tensor, Tensor] | None:
     """Return the other class indices that MixUp or CutMix blended into the batch, and the share of the batch's own.
 

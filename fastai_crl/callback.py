@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, checked_targets, one_column
@@ -21,7 +22,6 @@ from fastai_crl._fastai import (
     guard_fit,
     is_lr_search,
     logits_and_targets,
-    record_schedule,
     unguard_fit,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
@@ -212,10 +212,7 @@ class CRLCallback(Callback):
                 self.history.append((self.n_fits - 1, self.learn.epoch, triplets.cpu()))
 
     def after_fit(self) -> None:
-        now = self._now
         self._clean_up()
-        if now is not None and now.started and not now.is_search:
-            record_schedule(self.learn, "crl_alpha", self.alphas, ended=True)
 
     def _start(self, now: _Fit) -> None:
         if isinstance(now.base_loss, CRLLoss):
@@ -226,10 +223,9 @@ class CRLCallback(Callback):
         if now.hook is None and self.term.level == "instance" and self.alpha != 0:
             self.caught.refuse(self.learn.model)
         now.started = True
-        self.term.to(self.learn.dls.device)
+        self.term.to(getattr(self.learn.dls, "device", default_device()))  # where fastai moves the model
         if not now.is_search:
             self.alphas, self.n_fits = now.alphas, self.n_fits + 1
-            record_schedule(self.learn, "crl_alpha", self.alphas)  # plot_sched shows it beside the learning rate
 
     # ---- the batch ----
     def after_pred(self) -> None:

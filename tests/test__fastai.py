@@ -48,7 +48,6 @@ from fastai_crl._fastai import (
     part_of,
     pipelines,
     rebuild,
-    record_schedule,
     shared_bytes,
     transformed,
     transforms,
@@ -264,18 +263,6 @@ def test_a_search_for_the_learning_rate_is_known(tmp_path):
         learn.lr_find(num_it=3, suggest_funcs=None, show_plot=False)
         learn.validate()
     assert seen == [False, True, False]
-
-
-def test_schedules_are_recorded(tmp_path):
-    learn, values = small_learner(tmp_path), [0.0]
-    look = Now("before_train", lambda: (record_schedule(learn, "x", values), values.append(1.0)))
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(1, cbs=look)
-    assert learn.recorder.hps["x"] == [0.0, 1.0] and {"lr", "mom"} < set(learn.recorder.hps)
-    record_schedule(learn, "y", values)
-    assert "y" not in learn.recorder.hps
-    record_schedule(learn, "y", values, ended=True)
-    assert learn.recorder.hps == {"y": values}
 
 
 @pytest.mark.parametrize("single_label", [False, True])

@@ -198,7 +198,6 @@ def test_schedules(tmp_path, schedule, expected):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=schedule))
     learn.fit(4)
     assert learn.crl.alphas == pytest.approx([0.5 * e for e in expected], abs=1e-6)
-    assert learn.recorder.hps["crl_alpha"] == learn.crl.alphas
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 3, -1, math.inf, None, "x", lambda pct: 1 + pct, lambda pct: 0.5 - pct])
@@ -219,8 +218,6 @@ def test_plots(tmp_path):
     with pytest.raises(ValueError, match="fit first"):
         learn.crl.plot_counts()
     learn.fit_one_cycle(2)
-    assert set(learn.recorder.hps) == {"lr", "mom", "crl_alpha"}
-    learn.recorder.plot_sched()
     lines = learn.crl.plot_counts(top=3).get_lines()
     frame = learn.crl.counts_frame()
     assert len(lines) == 3 and list(lines[0].get_ydata()) == frame[frame.sum().idxmax()].tolist()
