@@ -198,7 +198,19 @@ def test_schedules(tmp_path, schedule, expected):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=schedule))
     learn.fit(4)
     assert learn.crl.alphas == pytest.approx([0.5 * e for e in expected], abs=1e-6)
-    assert learn.recorder.hps["crl_alpha"] == learn.crl.alphas
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 3, -1, math.inf, None, "x", lambda pct: 1 + pct, lambda pct: 0.5 - pct])
+def test_factors_out_of_range_end_training_at_the_batch(tmp_path, wrong):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=wrong if callable(wrong) else lambda pct: wrong))
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"schedule gives .* of training is done: let it give factors of . in \[0, 1\]"
+    ):
+        learn.fit(2)
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    if not callable(wrong):
+        assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
 
 
 def test_plots(tmp_path):
@@ -206,8 +218,6 @@ def test_plots(tmp_path):
     with pytest.raises(ValueError, match="fit first"):
         learn.crl.plot_counts()
     learn.fit_one_cycle(2)
-    assert set(learn.recorder.hps) == {"lr", "mom", "crl_alpha"}
-    learn.recorder.plot_sched()
     lines = learn.crl.plot_counts(top=3).get_lines()
     frame = learn.crl.counts_frame()
     assert len(lines) == 3 and list(lines[0].get_ydata()) == frame[frame.sum().idxmax()].tolist()
@@ -603,6 +613,7 @@ def test_instance_level_with_a_module_of_ones_own(tmp_path):
     learn.fit(1)
     assert learn.crl.counts_frame().to_numpy().sum() > 0
     learn = make_learner(tmp_path, [CRLCallback(alpha=0.4, level="instance"), Images()], model=model)
+    assert learn.get_preds()[0].shape[1] == C and len(learn.validate()) == 1  # only training needs the embedding
     with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear.*embedding=module"):
         learn.fit(1)
     unused = CRLCallback(alpha=0.4, schedule=full, level="instance", embedding=nn.Linear(2, 2))

@@ -222,7 +222,7 @@ def main(
     folder = Path(data) if data else Path(__file__).resolve().parents[3] / "shared" / "data"
     runs, common = runs_in(Path(out)), {"epochs": epochs, "bs": bs, "bf16": bf16}
     with runs.alone():
-        runs.bind("recipe", {"regime": regime, "lrs": rates, **common})
+        runs.bind({"recipe": {"regime": regime, "lrs": rates, **common}})
         banks = {}
         for name in names:
             try:

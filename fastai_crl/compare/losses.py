@@ -119,20 +119,30 @@ def compare_losses(
         A `Comparison`.
 
     Raises:
-        ValueError: see `compare_learners` and `crl_learner`.
+        ValueError: loss_func, alpha or n_epoch, which arms have of their own; see `compare_learners`, `crl_learner`.
     """
+    if own := sorted({"loss_func", "alpha", "n_epoch"} & set(kwargs)):
+        raise ValueError(
+            f"{', '.join(own)}: each arm has its own; give an arm of yours, arms={{'mine': ...}}, or epochs=."
+        )
     made = loss_arms(arch, is_single_label(dls), pretrained=pretrained, **kwargs) | dict(arms or {})
     chosen = {name: arm for name, arm in made.items() if arm is not None}
     epochs = 10 if epochs is None else epochs
-    fit = (FineTune(epochs) if pretrained else None) if fit is None else fit
+    fit = FineTune(epochs, lrs is not None) if fit is None and pretrained else fit
     return compare_learners(chosen, dls, minutes, epochs, fit, seeds, lrs, dl, out)
 
 
 @dataclass
 class FineTune:
-    """Fastai's `fine_tune`: the head alone for an epoch, then all; a learning rate of several to choose from counts."""
+    """Fastai's `fine_tune`: the head alone for an epoch, then all.
+
+    Attributes:
+        epochs: of all.
+        at_lr: at the learning rate that was given or chosen, `learn.lr`, else at fastai's own.
+    """
 
     epochs: int
+    at_lr: bool = False
 
     def __call__(self, learn: Learner) -> None:
-        learn.fine_tune(self.epochs)
+        learn.fine_tune(self.epochs, *([learn.lr] if self.at_lr else []))
