@@ -163,7 +163,7 @@ def test_changed_files_are_noticed_and_packed_again(root, decoded, capsys):
         p.ids[3],
     } and "1 of 20 images" in capsys.readouterr().out
     assert_same(q, root / "train", size=24)
-    assert (q.images[3, 2] == 200).all()
+    assert (q.batch(np.array([3]))[0, 2] == 200).all()
     decoded.clear()
     os.utime(file)  # touched, with the same bytes
     assert np.array_equal(packed(root).images, q.images) and len(decoded) == 4 and not capsys.readouterr().out
@@ -195,7 +195,7 @@ def test_other_bytes_of_equal_size_and_time_are_noticed(root, how):
         os.utime(file.with_suffix(".new"), ns=(before.st_atime_ns, before.st_mtime_ns))
         file.with_suffix(".new").rename(file)
     assert p.get(root / "train" / ids[7]) is None
-    assert (packed(root, **options).images[7, 1] == 200).all()
+    assert (packed(root, **options).batch(np.array([7]))[0, 1] == 200).all()
 
 
 def test_a_copy_of_the_files_is_no_change(root, decoded):
