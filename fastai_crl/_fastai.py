@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from fastai.callback.mixup import MixHandler
@@ -163,15 +163,6 @@ def is_lr_search(learn: Any) -> bool:
     return hasattr(learn, "lr_finder")
 
 
-def record_schedule(learn: Any, name: str, values: list[Any], ended: bool = False) -> None:
-    """Have `plot_sched` show `values`, which may grow: beside those of a scheduler, or on their own once it `ended`."""
-    scheduler, recorder = getattr(learn, "param_scheduler", None), getattr(learn, "recorder", None)
-    if scheduler is not None:
-        scheduler.hps[name] = values
-    elif ended and recorder is not None:
-        recorder.hps = {name: values}
-
-
 def blended_targets(learn: Any) -> tuple[Tensor, Tensor] | None:
     """Return the other class indices that MixUp or CutMix blended into the batch, and the share of the batch's own.
 
@@ -225,16 +216,21 @@ class CaughtEmbedding:
         return {"features": None}
 
     def hook(self, model: nn.Module, module: nn.Module | None) -> Any:
-        """Catch the output of `module`, or the input of the model's last `nn.Linear`; return the hook's handle."""
+        """Catch the output of `module`, or the input of the model's last `nn.Linear`; return the hook's handle.
+
+        None where the model has no such layer.
+        """
         if module is not None:
             return module.register_forward_hook(self._output)
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                f"{type(model).__name__} has no nn.Linear whose input could be the embedding: pass "
-                "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
-            )
-        return linear[-1].register_forward_pre_hook(self._input)
+        return linear[-1].register_forward_pre_hook(self._input) if linear else None
+
+    def refuse(self, model: nn.Module) -> NoReturn:
+        """Raise ValueError: there is nothing to catch."""
+        raise ValueError(
+            f"{type(model).__name__} has no nn.Linear whose input could be the embedding: pass "
+            "CRLCallback(embedding=module), the module whose output is to be compared, or use level='class'."
+        )
 
     def _output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.features = as_plain_tensor(output).flatten(1) if module.training else None

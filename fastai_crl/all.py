@@ -7,7 +7,7 @@ from fastai_crl.callback import CRLCallback
 from fastai_crl.compare import *
 from fastai_crl.data import *
 from fastai_crl.evaluate import *
-from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_STD
+from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_LABELS_2021, HPA_MEAN, HPA_STD
 from fastai_crl.images import (
     ImageSet,
     Packed,
@@ -37,6 +37,7 @@ __all__ = [
     "HPA_CHANNELS",
     "HPA_COUNTS",
     "HPA_LABELS",
+    "HPA_LABELS_2021",
     "HPA_MEAN",
     "HPA_STD",
     "CRLCallback",

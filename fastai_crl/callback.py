@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, checked_targets, one_column
@@ -21,14 +22,13 @@ from fastai_crl._fastai import (
     guard_fit,
     is_lr_search,
     logits_and_targets,
-    record_schedule,
     unguard_fit,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import UnknownLabelsError, count, label_names, read_labels
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
-from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, mix, omega, scheduled
+from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
 
 _NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
 
@@ -104,9 +104,9 @@ class CRLCallback(Callback):
         alphas: α of each training batch of the last fit.
 
     Raises:
-        ValueError: alpha or options out of range, a learner that has a `CRLCallback`, or a callback that has a learner,
-            at once; when training starts, a learner whose loss is a `CRLLoss`, which has the term already; for instance
-            level, a model without a `nn.Linear`; in the first batch, targets that do not fit or are out of range.
+        ValueError: at once, alpha, schedule or options out of range, a learner that has a `CRLCallback`, a callback
+            that has a learner; when training starts, a learner whose loss is a `CRLLoss`, which has the term already,
+            for instance level a model without a `nn.Linear`; in a batch, targets or a factor of α out of range.
         TypeError: a term that is no `CRL`.
     """
 
@@ -130,12 +130,12 @@ class CRLCallback(Callback):
         follows, own = split_shift(shift)
         if term is not None and own is not None:
             raise ValueError(f"term={type(term).__name__} has its options already: give shift to it.")
-        self.alpha, self.schedule, self.gather, self.embedding = check_alpha(alpha), schedule, gather, embedding
+        self.alpha, self.schedule = check_alpha(alpha), check_schedule(schedule)
+        self.gather, self.embedding = gather, embedding
         self.term = CRL(shift=own, **crl) if term is None else term
         self.follows_base = follows and self.term.shift is None
         self.history: list[tuple[int, int, Tensor]] = []  # fit, epoch, triplets per label
-        self.n_fits, self.alphas = 0, []
-        self.caught = CaughtEmbedding()
+        self.n_fits, self.alphas, self.caught = 0, [], CaughtEmbedding()
         self._now: _Fit | None = None
 
     def __getstate__(self) -> dict:
@@ -205,18 +205,14 @@ class CRLCallback(Callback):
             drop_columns(self._now.recorder)
 
     def after_train(self) -> None:
-        if self._now is not None and self._now.epoch.triplets is not None:
-            triplets = self._now.epoch.triplets
+        if self._now is not None and (triplets := self._now.epoch.triplets) is not None:
             if n_processes() > 1 and not self.gather:
                 dist.all_reduce(triplets)
             if not self._now.is_search:
                 self.history.append((self.n_fits - 1, self.learn.epoch, triplets.cpu()))
 
     def after_fit(self) -> None:
-        now = self._now
         self._clean_up()
-        if now is not None and now.started and not now.is_search:
-            record_schedule(self.learn, "crl_alpha", self.alphas, ended=True)
 
     def _start(self, now: _Fit) -> None:
         if isinstance(now.base_loss, CRLLoss):
@@ -224,11 +220,12 @@ class CRLCallback(Callback):
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
+        if now.hook is None and self.term.level == "instance" and self.alpha != 0:
+            self.caught.refuse(self.learn.model)
         now.started = True
-        self.term.to(self.learn.dls.device)
+        self.term.to(getattr(self.learn.dls, "device", default_device()))  # where fastai moves the model
         if not now.is_search:
             self.alphas, self.n_fits = now.alphas, self.n_fits + 1
-            record_schedule(self.learn, "crl_alpha", self.alphas)  # plot_sched shows it beside the learning rate
 
     # ---- the batch ----
     def after_pred(self) -> None:
@@ -239,8 +236,7 @@ class CRLCallback(Callback):
 
     def after_loss(self) -> None:
         share = scheduled(self.schedule, float(self.learn.pct_train))
-        now, features = self._now, self.caught.features
-        self.caught.features = None
+        now, features, self.caught.features = self._now, self.caught.features, None
         if share == 0 or self.alpha == 0:
             now.alphas.append(0.0)
             return

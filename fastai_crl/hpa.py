@@ -1,10 +1,13 @@
 """Facts about the Human Protein Atlas (HPA) 2018 image set: channels, labels, label counts, intensity statistics.
 
 Label names and numbers are those of the Kaggle competition *Human Protein Atlas Image Classification* (2018); the
-counts are those of its `train.csv` (31,072 ids). Nothing here but numbers and names.
+counts are those of its `train.csv` (31,072 ids). The competition of 2021, on single cells, numbers its labels
+otherwise: they are `HPA_LABELS_2021`. Nothing here but numbers and names.
 
 >>> dict(zip(HPA_LABELS, HPA_COUNTS, strict=True))["Rods & rings"], HPA_N_IDS
 (11, 31072)
+>>> HPA_LABELS[9], HPA_LABELS_2021[9]
+('Endosomes', 'Actin filaments')
 >>> [f"{c}: {mean:.2f}, {std:.2f}" for c, mean, std in zip(HPA_CHANNELS, HPA_MEAN, HPA_STD, strict=True)]
 ['red: 0.08, 0.14', 'green: 0.05, 0.10', 'blue: 0.05, 0.15', 'yellow: 0.08, 0.14']
 """
@@ -42,6 +45,28 @@ HPA_LABELS: tuple[str, ...] = (
     "Cytoplasmic bodies",
     "Rods & rings",
 )
+
+# Those of *Human Protein Atlas - Single Cell Classification* (Kaggle, 2021), by number.
+HPA_LABELS_2021: tuple[str, ...] = (
+    *HPA_LABELS[:8],
+    "Intermediate filaments",
+    "Actin filaments",
+    "Microtubules",
+    "Mitotic spindle",
+    "Centrosome",
+    "Plasma membrane",
+    "Mitochondria",
+    "Aggresome",
+    "Cytosol",
+    "Vesicles and punctate cytosolic patterns",
+    "Negative",
+)
+
+# Labels and their names, by what `vocab=` and `label_names=` call them.
+LABEL_SETS: dict[str, dict[str, str]] = {
+    "hpa": {str(i): name for i, name in enumerate(HPA_LABELS)},
+    "hpa2021": {str(i): name for i, name in enumerate(HPA_LABELS_2021)},
+}
 
 # Ids carrying each label, by label number.
 HPA_COUNTS: tuple[int, ...] = (

@@ -48,7 +48,6 @@ from fastai_crl._fastai import (
     part_of,
     pipelines,
     rebuild,
-    record_schedule,
     shared_bytes,
     transformed,
     transforms,
@@ -266,18 +265,6 @@ def test_a_search_for_the_learning_rate_is_known(tmp_path):
     assert seen == [False, True, False]
 
 
-def test_schedules_are_recorded(tmp_path):
-    learn, values = small_learner(tmp_path), [0.0]
-    look = Now("before_train", lambda: (record_schedule(learn, "x", values), values.append(1.0)))
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(1, cbs=look)
-    assert learn.recorder.hps["x"] == [0.0, 1.0] and {"lr", "mom"} < set(learn.recorder.hps)
-    record_schedule(learn, "y", values)
-    assert "y" not in learn.recorder.hps
-    record_schedule(learn, "y", values, ended=True)
-    assert learn.recorder.hps == {"y": values}
-
-
 @pytest.mark.parametrize("single_label", [False, True])
 def test_targets_that_mixup_blends(tmp_path, single_label):
     seen = []
@@ -354,8 +341,9 @@ def test_the_embedding_is_caught_on_its_way():
         hook.remove()
         model.train()(x)
         assert caught.features is None
+    assert CaughtEmbedding().hook(body, None) is None
     with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear whose input could be the embedding"):
-        CaughtEmbedding().hook(body, None)
+        CaughtEmbedding().refuse(body)
 
 
 def test_a_learner_is_rebuilt_as_another_class(hpa_dls, tmp_path):

@@ -198,7 +198,19 @@ def test_schedules(tmp_path, schedule, expected):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=schedule))
     learn.fit(4)
     assert learn.crl.alphas == pytest.approx([0.5 * e for e in expected], abs=1e-6)
-    assert learn.recorder.hps["crl_alpha"] == learn.crl.alphas
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 3, -1, math.inf, None, "x", lambda pct: 1 + pct, lambda pct: 0.5 - pct])
+def test_factors_out_of_range_end_training_at_the_batch(tmp_path, wrong):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=wrong if callable(wrong) else lambda pct: wrong))
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"schedule gives .* of training is done: let it give factors of . in \[0, 1\]"
+    ):
+        learn.fit(2)
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    if not callable(wrong):
+        assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
 
 
 def test_plots(tmp_path):
@@ -206,8 +218,6 @@ def test_plots(tmp_path):
     with pytest.raises(ValueError, match="fit first"):
         learn.crl.plot_counts()
     learn.fit_one_cycle(2)
-    assert set(learn.recorder.hps) == {"lr", "mom", "crl_alpha"}
-    learn.recorder.plot_sched()
     lines = learn.crl.plot_counts(top=3).get_lines()
     frame = learn.crl.counts_frame()
     assert len(lines) == 3 and list(lines[0].get_ydata()) == frame[frame.sum().idxmax()].tolist()
@@ -603,6 +613,7 @@ def test_instance_level_with_a_module_of_ones_own(tmp_path):
     learn.fit(1)
     assert learn.crl.counts_frame().to_numpy().sum() > 0
     learn = make_learner(tmp_path, [CRLCallback(alpha=0.4, level="instance"), Images()], model=model)
+    assert learn.get_preds()[0].shape[1] == C and len(learn.validate()) == 1  # only training needs the embedding
     with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear.*embedding=module"):
         learn.fit(1)
     unused = CRLCallback(alpha=0.4, schedule=full, level="instance", embedding=nn.Linear(2, 2))
@@ -782,3 +793,42 @@ def test_a_ready_term(tmp_path):
         CRLCallback(term=term, k=4)
     with pytest.raises(TypeError, match="term='ranking': give a CRL object"):
         CRLCallback(term="ranking")
+
+
+class NoWait(Callback):
+    """Forbids waiting for the GPU from the prediction of a training batch to its gradients."""
+
+    order, run_valid = -1, False
+
+    def after_pred(self):
+        torch.cuda.set_sync_debug_mode("error" if self.learn.train_iter else "default")  # the first batch settles
+
+    def before_step(self):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "ranking"},
+        {"criterion": "ranking", "alpha": 0.3, "shift": [0.1] * C},
+        {"frequency": range(C, 0, -1)},
+        {"scope": "attribute"},
+        {"level": "instance"},
+        None,
+    ],
+)
+def test_a_step_never_waits_for_the_gpu(tmp_path, options):
+    """Of the callback; None: of `CRLLoss`, α that of the labels seen so far."""
+    learn = make_learner(tmp_path, [NoWait()] if options is None else [CRLCallback(schedule=full, **options), NoWait()])
+    learn.dls.cuda()
+    if options is None:
+        learn.loss_func = CRLLoss()
+    try:
+        learn.fit(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if options is not None:
+        assert learn.crl.counts_frame().to_numpy().sum() > 0
+        assert learn.crl.term.frequency is None or learn.crl.term.frequency.is_cuda

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from compare_tables import PLAIN
 from compare_train import Outputs
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
@@ -18,11 +22,13 @@ from sklearn.preprocessing import StandardScaler
 from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.metrics import class_balanced_accuracy, macro_f1, mean_ap
 from fastai_crl.evaluate.shift import frequency_odds
-from fastai_crl.evaluate.thresholds import best_shift, fit_thresholds
+from fastai_crl.evaluate.thresholds import fit_thresholds
 
-__all__ = ["evaluate", "evaluate_valid", "geometry", "knn", "probabilities", "probe"]
+__all__ = ["evaluate", "evaluate_valid", "geometry", "knn", "plot_traces", "probabilities", "probe"]
 
 GROUPS = ("head", "medium", "tail")  # thirds of the labels by training count
+DRAWN = {"none": "-", "published": ":"}  # what is added, in the picture of the embedding; all arms would be a tangle
+DRAWN |= dict.fromkeys(("ranking_quarter", "ranking_adjusted_quarter", "ranking_adjusted_half"), "--")
 
 
 def groups(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,12 +44,13 @@ def probabilities(logits: np.ndarray, single_label: bool) -> np.ndarray:
 def evaluate_valid(valid: Outputs, y: np.ndarray, counts: np.ndarray, n: int) -> dict[str, float]:
     """Measures on the validation images that choices are made by: mAP, and macro-F1 with the shift fitted to them."""
     common = frequency_odds(counts / n, len(counts), y.ndim == 1)
-    shift = best_shift(probabilities(valid.logits, y.ndim == 1), y, counts / n)
-    shifted = probabilities(valid.logits + shift * common, y.ndim == 1)
+    shifts = sorted(np.linspace(-3, 3, 121), key=abs)  # of equally good ones the nearest to 0
+    scores = [macro_f1(probabilities(valid.logits + s * common, y.ndim == 1), y) for s in shifts]
+    best = int(np.argmax(scores))
     return {
         "valid_map": mean_ap(probabilities(valid.logits, y.ndim == 1), y),
-        "valid_f1_shift": macro_f1(shifted, y),
-        "shift": shift,
+        "valid_f1_shift": scores[best],
+        "shift": float(shifts[best]),
     }
 
 
@@ -146,3 +153,35 @@ def geometry(embedding: np.ndarray, y: np.ndarray, counts: np.ndarray) -> dict[s
         if within
         else dict.fromkeys(("within", "outside"), float("nan"))
     )
+
+
+def plot_traces(folder: Path, out: Path) -> None:
+    """Distances of the tail's samples in the embedding over training, outside / within, one picture per task.
+
+    Of the losses alone, with CRL as in the default, and as published; medians of five epochs, as a small tail jumps.
+    """
+    named = [(*file.stem.split("-")[:4], file) for file in sorted(folder.glob("*.csv"))]  # task, base, sampler, added
+    named = [found for found in named if found[3] in DRAWN]
+    if not named:
+        return
+    tasks = list(dict.fromkeys(task for task, *_ in named))
+    bases = list(dict.fromkeys("plain" if base in PLAIN else base for _, base, *_ in named))
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    handles = {}
+    for task, ax in zip(tasks, axes[0], strict=True):
+        for name, base, _, crl, file in named:
+            if name == task:
+                loss, trace = "plain" if base in PLAIN else base, pd.read_csv(file)
+                distance = (trace["outside"] / trace["within"]).rolling(5, min_periods=1).median()
+                label = loss if crl == "none" else f"{loss} + {crl}"
+                color = f"C{bases.index(loss)}"
+                handles[label], *_ = ax.plot(trace["epoch"], distance, ls=DRAWN[crl], color=color, label=label)
+        ax.axhline(1, color="0.7", lw=0.8)
+        shown = np.concatenate([line.get_ydata() for line in ax.lines])
+        top = 1.2 * np.nanquantile(shown, 0.95)  # a distance near 0 makes a ratio of anything
+        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within", ylim=(0.8, top))
+    fig.legend(handles=list(handles.values()), fontsize="x-small", loc="outside right center")
+    title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
+    fig.suptitle(title, fontsize="small")
+    fig.savefig(out, dpi=110)
+    plt.close(fig)

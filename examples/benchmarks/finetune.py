@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 import torch
 from compare_measures import geometry, groups, probabilities
-from compare_stats import difference
 from fastcore.script import call_parse, store_true
 from filelock import FileLock, Timeout
 from finetune_tasks import Side, activations, upper
@@ -37,6 +36,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from fastai_crl.all import decide, fit_thresholds
+from fastai_crl.compare.stats import difference
 from fastai_crl.evaluate.metrics import mean_ap
 
 LRS, TUNING_SEED = (1e-3, 3e-3, 1e-2), 1000

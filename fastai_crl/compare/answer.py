@@ -235,7 +235,6 @@ def plot_differences(
             ax.set_title(name, fontsize="small")
             ax.tick_params(labelsize="small")
             ax.xaxis.set_major_locator(MaxNLocator(5))
-            ax.margins(y=0.15)
-        line[0].invert_yaxis()
+        line[0].set_ylim(max(map(len, row.values()), default=1) - 0.4, -0.6)
     fig.suptitle(title, fontsize="medium")
     return fig

@@ -108,36 +108,45 @@ class _Rounds:
     ):
         self.runs, self.arms, self.data, self.fit, self.rates = runs, arms, data, fit, rates
         self.minutes, self.measured, self.begun = minutes, {}, perf_counter()
-        runs.bind("data", data.facts)
+        if data.unknown:
+            few = f"Fewer than two of the {data.measured}, or all of them, have"
+            print(f"{few} {', '.join(data.unknown)}: left out of all measures.")
         for arm in arms:
             arm.look(data.dls, fit)
             arm.facts |= {"fit": fit_text, "epochs": str(arm.epochs), "learning rates": str(rates)}
-            runs.bind(f"arm {arm.name!r}", arm.facts)
+        runs.bind({"data": data.facts, **{f"arm {arm.name!r}": arm.facts for arm in arms}})
         self.part = data.part() if len(rates) > 1 else None
 
     def __call__(self, seeds: int) -> Comparison:
-        each = self._seconds_of_a_run()
-        left = self._plan(seeds, each)
-        tuning = [(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates if len(self.rates) > 1]
-        jobs = [*tuning, *((arm, seed, None) for seed in range(left) for arm in self.arms)]
-        missing = [job for job in jobs if not self._finished(*job)]
-        bar = progress_bar(missing)
+        planned = 0
         try:
-            for arm, seed, lr in bar if missing else ():
-                bar.comment = f"{arm.name}, {'choice of a rate' if lr else f'seed {seed}'}"
-                if perf_counter() - self.begun + each > 60 * self.minutes:
+            while planned < (fit := self._plan(seeds, self._seconds_of_a_run(), planned)):
+                planned = fit
+                if not self._train(fit):
                     print(f"{self.minutes:g} minutes are over. The same call goes on where this one stopped.")
                     break
-                now = perf_counter()
-                self._run(arm, seed, lr)
-                each = (each + perf_counter() - now) / 2
-                if lr is None and arm is self.arms[-1]:
-                    print(f"\n{self.answer()}")
         except KeyboardInterrupt:
             if not any(self._finished(arm, 0, None) for arm in self.arms[1:]):
                 raise
             print("Interrupted. The same call goes on where this one stopped.")
         return self.answer()
+
+    def _train(self, rounds: int) -> bool:
+        """Run what is missing of the choice of rates and of rounds; False where the time was over before."""
+        tuning = [(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates if len(self.rates) > 1]
+        jobs = [*tuning, *((arm, seed, None) for seed in range(rounds) for arm in self.arms)]
+        missing = [job for job in jobs if not self._finished(*job)]
+        bar, each = progress_bar(missing), 0.0
+        for arm, seed, lr in bar if missing else ():
+            bar.comment = f"{arm.name}, {'choice of a rate' if lr else f'seed {seed}'}"
+            now = perf_counter()
+            if now - self.begun + each > 60 * self.minutes:
+                return False
+            self._run(arm, seed, lr)
+            each = perf_counter() - now
+            if lr is None and arm is self.arms[-1]:
+                print(f"\n{self.answer()}")
+        return True
 
     # ---- the plan ----
     def _seconds_of_a_run(self) -> float:
@@ -150,18 +159,20 @@ class _Rounds:
             learn.fit(1)
             return (perf_counter() - begun) * max(arm.epochs for arm in self.arms)
 
-    def _plan(self, seeds: int, each: float) -> int:
-        """Print the plan; return the rounds that fit."""
-        n, minute = len(self.arms), each / 60
+    def _plan(self, seeds: int, each: float, planned: int = 0) -> int:
+        """Return the rounds that fit into what is left of the time, where they are more than planned with the plan."""
+        n, minute, given = len(self.arms), each / 60, self.minutes - (perf_counter() - self.begun) / 60
         tuning = n * len(self.rates) if len(self.rates) > 1 else 0
         tuned = sum(self._finished(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates) if tuning else 0
         missing = [sum(not self._finished(arm, seed, None) for arm in self.arms) for seed in range(seeds)]
         left, spent = 0, (tuning - tuned) * minute
         for runs in missing:
             spent += runs * minute
-            if spent > self.minutes:
+            if runs and spent > given:
                 break
             left += 1
+        if left and left <= planned:
+            return planned
         total = (tuning - tuned + sum(missing)) * minute
         choice = f"{n} arms x {len(self.rates)} learning rates + " if tuning else ""
         finished = n * seeds - sum(missing) + tuned
@@ -170,10 +181,10 @@ class _Rounds:
         if left == seeds:
             print(f"{plan}{self.minutes:g} are given.")
             return left
-        runs_left = int(self.minutes / minute)
+        runs_left = int(given / minute)
         if not left:
             first = (tuning - tuned + missing[0]) * minute
-            epochs = int(self.arms[0].epochs * self.minutes / first)
+            epochs = int(self.arms[0].epochs * given / first)
             fewer = [arm.name for arm in self.arms[: int(runs_left / (1 + (len(self.rates) if tuning else 0)))]]
             raise ValueError(
                 f"{plan}{self.minutes:g} are given: not one round of all arms fits. Give minutes={np.ceil(first):.0f} "

@@ -124,15 +124,21 @@ def compare_losses(
     made = loss_arms(arch, is_single_label(dls), pretrained=pretrained, **kwargs) | dict(arms or {})
     chosen = {name: arm for name, arm in made.items() if arm is not None}
     epochs = 10 if epochs is None else epochs
-    fit = (FineTune(epochs) if pretrained else None) if fit is None else fit
+    fit = FineTune(epochs, lrs is not None) if fit is None and pretrained else fit
     return compare_learners(chosen, dls, minutes, epochs, fit, seeds, lrs, dl, out)
 
 
 @dataclass
 class FineTune:
-    """Fastai's `fine_tune`: the head alone for an epoch, then all; a learning rate of several to choose from counts."""
+    """Fastai's `fine_tune`: the head alone for an epoch, then all.
+
+    Attributes:
+        epochs: of all.
+        at_lr: at the learning rate that was given or chosen, `learn.lr`, else at fastai's own.
+    """
 
     epochs: int
+    at_lr: bool = False
 
     def __call__(self, learn: Learner) -> None:
-        learn.fine_tune(self.epochs)
+        learn.fine_tune(self.epochs, *([learn.lr] if self.at_lr else []))

@@ -105,21 +105,26 @@ class Runs:
         with lock:
             yield
 
-    def bind(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write down, in `options.json`, what runs have in common; `name` is whose: of all runs, or of an arm.
+    def bind(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down, in `options.json`, what the runs are run with.
+
+        Args:
+            recipe: facts by name and, before that, by whose they are: of all runs, or of an arm. What the folder knows
+                of others stays; where it has no runs, nothing binds.
 
         Raises:
-            ValueError: it was run with other facts before; the message names the first.
+            ValueError: there are runs with other facts; the message names the first.
         """
         file = self.folder / "options.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        facts = json.loads(json.dumps(facts))
-        for fact in {**facts, **known.get(name, facts)}:
-            was, now = known.get(name, facts).get(fact), facts.get(fact)
-            if was != now:
-                raise ValueError(
-                    f"{self.folder} holds runs of another {name}: {fact} was {was}, and is {now}. Choose another out=, "
-                    "or give what those were run with."
-                )
+        known = json.loads(file.read_text(encoding="utf-8")) if self.rows and file.exists() else {}
+        recipe = json.loads(json.dumps(recipe))
+        for name, facts in recipe.items():
+            before = known.get(name, facts)
+            for fact in {**facts, **before}:
+                if (was := before.get(fact)) != (now := facts.get(fact)):
+                    raise ValueError(
+                        f"{self.folder} holds runs of another {name}: {fact} was {was}, and is {now}. Choose another "
+                        "out=, or give what those were run with."
+                    )
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(file, lambda f: f.write(json.dumps(known | {name: facts}, indent=1).encode()))
+        replace_file(file, lambda f: f.write(json.dumps(known | recipe, indent=1).encode()))

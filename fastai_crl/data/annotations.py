@@ -1,7 +1,7 @@
 """The annotations of an image set: ids, labels, other columns. Read and checked once; every other module asks it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from fastai_crl._checks import offenders
-from fastai_crl.hpa import HPA_LABELS
+from fastai_crl.hpa import LABEL_SETS
 
 from .csv_file import CsvFile, as_text, leading_out, read_file, require_none, same_files
 from .label_parser import BOOLEAN, LabelParser, number_first, split_labels
@@ -166,7 +166,9 @@ class Annotations:
         return Annotations(frame, self.id_col, self.parser, self.source, self.lines)
 
     def vocab(self, vocab: str | Iterable[Any] | None = None) -> list[str]:
-        """Return the vocabulary: `vocab` as text, "hpa" for "0".."27", by default the labels found, numbers in order.
+        """Return the vocabulary: `vocab` as text, by default the labels found, numbers in order.
+
+        "hpa" stands for "0".."27", "hpa2021" for "0".."18".
 
         Raises:
             ValueError: no label at all, a repeated one, one that holds the delimiter, or labels that `vocab` lacks.
@@ -179,9 +181,11 @@ class Annotations:
                 raise ValueError("No row of the csv has a label, so there is no vocabulary: pass vocab=.")
             return sorted(found, key=number_first)
         if isinstance(vocab, str):
-            if vocab != "hpa":
-                raise ValueError(f"vocab={vocab!r} is neither 'hpa' nor a list of labels.")
-            vocab = range(len(HPA_LABELS))
+            if vocab not in LABEL_SETS:
+                raise ValueError(
+                    f"vocab={vocab!r} is neither {' nor '.join(map(repr, LABEL_SETS))} nor a list of labels."
+                )
+            vocab = LABEL_SETS[vocab]
         if isinstance(vocab, Set):
             raise ValueError(f"vocab={vocab} is a set, which has no order: give a list.")
         vocab = [as_text(o) for o in vocab]
@@ -275,28 +279,6 @@ def column(frame: pd.DataFrame, name: Any, arg: str, source: str) -> str:
     raise ValueError(
         f"{source[0].upper()}{source[1:]} has no column {name!r}, only {', '.join(names)}: {_why(names, name, arg)}"
     )
-
-
-def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
-    """Return the name to show by label: of a mapping, a list in the order of `vocab`, "hpa", or nothing for None.
-
-    "hpa" names the labels "0".."27"; where `vocab` holds another, those are not HPA's, and stay as they are.
-
-    Raises:
-        ValueError: other text, or a list of another length than `vocab`.
-    """
-    if label_names is None:
-        return {}
-    if isinstance(label_names, str):
-        if label_names != "hpa":
-            raise ValueError(f"label_names={label_names!r} is neither 'hpa' nor a mapping or list of names.")
-        names = {str(i): n for i, n in enumerate(HPA_LABELS)}
-        return names if names.keys() >= set(vocab) else {}
-    if isinstance(label_names, Mapping):
-        return {str(k): str(v) for k, v in label_names.items()}
-    if len(label_names) != len(vocab):
-        raise ValueError(f"label_names has {len(label_names)} names for the {len(vocab)} labels of the vocab.")
-    return dict(zip(vocab, map(str, label_names), strict=True))
 
 
 def _why(names: list[str], name: Any, arg: str) -> str:

@@ -23,11 +23,11 @@ from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.images.packed import Packed
 from fastai_crl.samplers import Sampler, SamplerFactory, check_sampler, takes, with_sampler
 
-from .annotations import Annotations, make_names
+from .annotations import Annotations
 from .cached_loader import PackedDL
 from .keywords import KEYWORDS, check_keywords
 from .splits import Split, split_by, validation_rows
-from .targets import RowLabels, RowPrefix, target_block
+from .targets import RowLabels, RowPrefix, make_names, target_block
 from .transforms import Stats, check_tfms, make_stats
 
 
@@ -102,9 +102,10 @@ class MultiChannelDataLoaders(DataLoaders):
             split: in place of its keywords: an object with a method `rows(annotations)` that gives the positions of the
                 validation rows, or a splitter of fastai.
             folds: csv below `path` with the fold of each id, joined to the annotations by id.
-            vocab: all labels in their order; "hpa" for "0".."27"; by default those found in the csv, numbers in order.
+            vocab: all labels in their order; "hpa" for "0".."27", "hpa2021" for "0".."18"; by default those found in
+                the csv, numbers in order.
             label_names: what pictures show instead of the labels: a mapping from label to name, a list in the order of
-                the vocab, or "hpa" (the names of its labels "0".."27", where there are no others).
+                the vocab, or "hpa" or "hpa2021", the names of the labels of that competition.
             stats: mean and standard deviation for `Normalize`, intensities in 0..1: "data" (measured on up to 512
                 training images), "hpa", "imagenet", (mean, std) or None for no normalisation.
             item_tfms: as in fastai.
@@ -214,7 +215,7 @@ class HPADataLoaders(MultiChannelDataLoaders):
         path: str | Path,
         *args: Any,
         stats: str | Stats | None = "hpa",
-        label_names: str | Mapping[Any, str] | Sequence[str] | None = "hpa",
+        label_names: str | Mapping[Any, str] | Sequence[str] | None = "auto",
         **kwargs: Any,
     ) -> "HPADataLoaders":
         """Return loaders as `MultiChannelDataLoaders.from_csv` does, by default of the four channels of the HPA.
@@ -224,9 +225,13 @@ class HPADataLoaders(MultiChannelDataLoaders):
             *args: as there.
             stats: as there, by default those of the HPA images. For a network pretrained on three channels pass
                 channels=("red", "green", "blue"), stats="imagenet".
-            label_names: as there, by default those of the HPA; labels other than "0".."27" stay as written.
+            label_names: as there. Default: those of the competition that `vocab` names, or of the labels "0".."27"
+                where all of them occur; others, which may be anything, are shown as written.
             **kwargs: as there.
         """
         if kwargs.get("images") is None:
             kwargs.setdefault("channels", HPA_CHANNELS)
+        vocab = kwargs.get("vocab")
+        if isinstance(label_names, str) and label_names == "auto" and isinstance(vocab, str):
+            label_names = vocab
         return super().from_csv(path, *args, stats=stats, label_names=label_names, **kwargs)

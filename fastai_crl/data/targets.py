@@ -1,5 +1,6 @@
 """Labels of a data set in fastai's transforms: from the rows of a csv to targets, and back to names in pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,9 @@ import pandas as pd
 from fastai.data.block import CategoryBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiCategory, OneHotEncode
 from fasttransform import Transform
+
+from fastai_crl._checks import offenders
+from fastai_crl.hpa import LABEL_SETS
 
 from .csv_file import as_text
 from .label_parser import LabelParser
@@ -91,3 +95,31 @@ def target_block(vocab: list[str], names: dict[str, str], multi: bool) -> Transf
     if multi:
         return TransformBlock(type_tfms=[_NamedMultiCategorize(vocab, names), OneHotEncode])
     return TransformBlock(type_tfms=_NamedCategorize(vocab, names))
+
+
+def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:
+    """Return the name to show by label: of a mapping, a list in the order of `vocab`, or nothing for None.
+
+    "hpa" and "hpa2021" name the labels "0".."27" and "0".."18" of the two competitions. "auto" is "hpa" where `vocab`
+    is the whole of it, else nothing: fewer numbers may be those of anything.
+
+    Raises:
+        ValueError: other text, a label of `vocab` that a competition has not, a list of another length than `vocab`.
+    """
+    if isinstance(label_names, str) and label_names == "auto":
+        label_names = "hpa" if set(vocab) == LABEL_SETS["hpa"].keys() else None
+    if label_names is None:
+        return {}
+    if isinstance(label_names, str):
+        if label_names not in LABEL_SETS:
+            known = " nor ".join(map(repr, LABEL_SETS))
+            raise ValueError(f"label_names={label_names!r} is neither {known} nor a mapping or list of names.")
+        if unknown := [v for v in vocab if v not in LABEL_SETS[label_names]]:
+            fix = "Give a mapping from label to name, or None to show labels as written."
+            raise ValueError(offenders(f"Labels without a name in label_names={label_names!r}", unknown, fix))
+        return LABEL_SETS[label_names]
+    if isinstance(label_names, Mapping):
+        return {str(k): str(v) for k, v in label_names.items()}
+    if len(label_names) != len(vocab):
+        raise ValueError(f"label_names has {len(label_names)} names for the {len(vocab)} labels of the vocab.")
+    return dict(zip(vocab, map(str, label_names), strict=True))

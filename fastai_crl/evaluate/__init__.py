@@ -2,7 +2,7 @@
 
 from .decider import set_thresholds
 from .decisions import decide
-from .interpret import CRLInterpretation, EpochPreds
+from .interpret import CRLInterpretation
 from .metrics import (
     CalibrationError,
     ClassBalancedAccuracy,
@@ -14,9 +14,9 @@ from .metrics import (
     frequency_groups,
     label_report,
 )
-from .predictions import predict_probabilities
+from .predictions import EpochPreds, predict_probabilities
 from .shift import shift_thresholds, training_probabilities
-from .thresholds import FittedThresholds, fit_thresholds, rate_thresholds
+from .thresholds import FittedThresholds, fit_thresholds
 
 __all__ = [
     "CRLInterpretation",
@@ -34,7 +34,6 @@ __all__ = [
     "frequency_groups",
     "label_report",
     "predict_probabilities",
-    "rate_thresholds",
     "set_thresholds",
     "shift_thresholds",
     "training_probabilities",

@@ -1,4 +1,4 @@
-"""The interpretation of a learner: the tables of its predictions, each with its plot."""
+"""What a learner got right and wrong, label by label: tables, each with its plot."""
 
 from __future__ import annotations
 
@@ -7,56 +7,61 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from fastai.callback.core import Callback
+import torch
 from fastai.learner import Learner
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
+from sklearn.metrics import precision_recall_curve
 
+from fastai_crl._checks import check_choice
 from fastai_crl.labels import label_counts, label_names
+from fastai_crl.mining.profile import within_limit
 
 from .decider import threshold_in_use
+from .decisions import as_array, as_probabilities, check_thresholds, decisions
+from .metrics import label_report
 from .predictions import in_order, predict_probabilities
-from .tables import LabelTables
 
 _RARE, _COMMON = "#c26a00", "#0067a5"  # orange and blue: colour-blind eyes, too, tell them apart
 
 
-class EpochPreds(Callback):
-    """Keeps the predictions on a data set after every epoch: `CRLInterpretation.hardest` shows what stayed hard.
+class CRLInterpretation:
+    """What a learner got right and wrong, label by label: `CRLInterpretation.from_learner(learn)`.
+
+    Multi-label or single-label. Tables are DataFrames; each plot returns the matplotlib axes that it drew on.
 
     Args:
-        ds_idx: 1 the validation set, 0 the training set, in its own order and with the transforms of validation. It
-            costs one more pass through that data per epoch, and n·C numbers of memory.
+        probs: (n, C) probabilities.
+        targets: (n, C) of 0 and 1; (n,) or (n, 1) class indices.
+        names: C names of the labels; default the column numbers.
+        counts: (C,) positives in the training set. Default: those of `targets`.
+        n_train: images in the training set. Default: n.
+        thresh: a probability above it, one or (C,), is a yes.
+        dl: loader of the images, in order, for the pictures.
+        triplets: triplets mined per epoch and label, as `learn.crl.counts_frame()` tells.
 
     Attributes:
-        epochs: (n, C) float16 probabilities after each epoch, of all fits.
+        targets, chosen: (n, C) bool, the true labels and the decisions. The other arguments, under their names.
     """
 
-    remove_on_fetch = True
-
-    def __init__(self, ds_idx: int = 1):
-        super().__init__()
-        self.ds_idx, self.epochs, self.fitting = ds_idx, [], False
-
-    def before_fit(self) -> None:
-        self.fitting = False  # this comes before a validation or prediction on its own, too
-
-    def before_train(self) -> None:
-        self.fitting = True
-
-    def after_validate(self) -> None:
-        if self.fitting:
-            apart = [cb for cb in self.learn.cbs if getattr(cb, "remove_on_fetch", False)]
-            with self.learn.removed_cbs(apart) as learn:
-                self.epochs.append(predict_probabilities(learn, self.ds_idx, inner=True)[0].half())
-
-
-class CRLInterpretation(LabelTables):
-    """Interpretation of a multi-label or single-label learner: `CRLInterpretation.from_learner(learn)`.
-
-    Arguments, tables and attributes are those of `LabelTables`. Each plot returns the matplotlib axes that it drew on.
-    """
+    def __init__(
+        self,
+        probs: ArrayLike,
+        targets: ArrayLike,
+        names: Sequence[str] | None = None,
+        counts: ArrayLike | None = None,
+        n_train: int | None = None,
+        thresh: float | ArrayLike = 0.5,
+        dl: Any = None,
+        triplets: pd.DataFrame | None = None,
+    ):
+        self.probs = as_probabilities(probs)
+        self.targets, self.chosen, self.single_label = decisions(self.probs, targets, thresh, names)
+        self.names = list(names) if names is not None else [str(c) for c in range(self.probs.shape[1])]
+        self.counts = self.targets.sum(0) if counts is None else as_array(counts)
+        self.n_train = n_train or len(self.probs)
+        self.thresh, self.dl, self.triplets = check_thresholds(thresh, self.probs.shape[1], names), dl, triplets
 
     @classmethod
     def from_learner(cls, learn: Learner, ds_idx: int = 1, dl: Any = None) -> CRLInterpretation:
@@ -72,6 +77,122 @@ class CRLInterpretation(LabelTables):
         counts = label_counts(learn.dls.train, n_classes)
         n_train = None if counts is None else len(learn.dls.train.dataset)
         return cls(probs, targets, label_names(learn.dls, n_classes), counts, n_train, thresh, dl, triplets)
+
+    # ---- tables ----
+    def report(self) -> pd.DataFrame:
+        """`label_report`: one row per label, with its count in training and the triplets mined."""
+        targets = self.targets.argmax(1) if self.single_label else self.targets
+        triplets = None if self.triplets is None else self.triplets.sum()
+        return label_report(self.probs, targets, self.names, self.thresh, triplets, self.counts)
+
+    def column(self, label: str | int) -> int:
+        """Return the column of a label, given by name or number; ValueError for an unknown one."""
+        if label in self.names:
+            return self.names.index(label)
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        raise ValueError(f"label={label!r} is none of {', '.join(self.names)}: give a name or a column number.")
+
+    # ---- how the labels are distributed ----
+    def distribution(self, rho: float = 0.5) -> pd.DataFrame:
+        """Labels of the training set from rare to common: `count`, `cumulative` count, `minority`.
+
+        `minority` says which labels would be rectified were the training set one batch: the rarest whose cumulative
+        count stays within `rho` of the images. Batches, being small, differ: see `minority_classes`.
+        """
+        counts = torch.as_tensor(self.counts)
+        is_minority = within_limit(counts, self.n_train, rho, "joint") & (counts > 1)
+        table = {"count": self.counts, "minority": is_minority.numpy()}
+        frame = pd.DataFrame(table, index=pd.Index(self.names, name="label")).sort_values("count", kind="stable")
+        frame.insert(1, "cumulative", frame["count"].cumsum())
+        return frame
+
+    # ---- what is hard ----
+    def hardest(
+        self,
+        label: str | int,
+        kind: Literal["positive", "negative"] = "positive",
+        n: int = 9,
+        epochs: Sequence[ArrayLike] | None = None,
+    ) -> pd.DataFrame:
+        """Return the images that CRL would mine first for a label, hardest first; wrong labels gather here.
+
+        Args:
+            label: name or column number.
+            kind: "positive": lowest scores among the images with the label; "negative": highest among those without.
+            n: images at most.
+            epochs: (n_images, C) probabilities of the same images after several epochs (`EpochPreds.epochs`): the order
+                is that of their mean. An image that was hard throughout is more suspect than one that is so now.
+
+        Returns:
+            Columns `index` in the data set, `item` (a row's first column), `prob`, `labels` (the true ones), and with
+            `epochs` the mean, `mean_prob`.
+
+        Raises:
+            ValueError: an unknown label or kind, epochs of other images.
+        """
+        check_choice("kind", kind, ("positive", "negative"))
+        c, sign = self.column(label), 1 if kind == "positive" else -1
+        scores = self.probs[:, c]
+        if epochs is not None:
+            if not len(epochs) or any(np.shape(e) != self.probs.shape for e in epochs):
+                raise ValueError(f"epochs must be probabilities of this data, each of shape {self.probs.shape}.")
+            scores = np.mean([as_array(e)[:, c].astype(float) for e in epochs], 0)
+        among = np.flatnonzero(self.targets[:, c] == (kind == "positive"))
+        order = among[np.argsort(sign * scores[among], kind="stable")][:n]
+        true = [[self.names[j] for j in np.flatnonzero(self.targets[i])] for i in order]
+        table = {"index": order, "item": [self._item(i) for i in order], "prob": self.probs[order, c], "labels": true}
+        if epochs is not None:
+            table["mean_prob"] = scores[order]
+        return pd.DataFrame(table)
+
+    def _item(self, i: int) -> Any:
+        items = getattr(self.dl, "items", None)
+        if items is None:
+            return int(i)
+        return items.iloc[i].iloc[0] if isinstance(items, pd.DataFrame) else items[i]
+
+    # ---- how decisions depend on the threshold ----
+    def curve(self, label: str | int) -> pd.DataFrame:
+        """Precision, recall and F1 of a label with each of its probabilities as the lowest yes (`cut`), ascending."""
+        c = self.column(label)
+        precision, recall, cuts = precision_recall_curve(self.targets[:, c], self.probs[:, c])
+        frame = pd.DataFrame({"cut": cuts, "precision": precision[:-1], "recall": recall[:-1]})
+        frame["F1"] = (2 * frame.precision * frame.recall / (frame.precision + frame.recall)).fillna(0)
+        return frame
+
+    # ---- which labels are taken for each other ----
+    def confusion(self) -> pd.DataFrame:
+        """Images that truly have the row's label and were falsely given the column's, (C, C); diagonal: rightly given.
+
+        For a single-label task this is the confusion matrix. With several labels an image counts for every true label
+        that it has, whichever it was that misled.
+        """
+        false = self.chosen & ~self.targets
+        matrix = self.targets.T.astype(int) @ false
+        np.fill_diagonal(matrix, (self.targets & self.chosen).sum(0))
+        return pd.DataFrame(matrix, index=self.names, columns=self.names)
+
+    # ---- what was gained over another run ----
+    def gain(self, baseline: CRLInterpretation) -> pd.DataFrame:
+        """Return differences to a baseline on the same images, from rare to common labels.
+
+        Args:
+            baseline: interpretation of the same images, in the same order.
+
+        Returns:
+            Columns `train` (count), `support`, and for AP and F1 the value here, the `_baseline` and the `_gain`.
+
+        Raises:
+            ValueError: a baseline of other images or labels.
+        """
+        if self.names != baseline.names or not np.array_equal(self.targets, baseline.targets):
+            raise ValueError("The baseline has other labels or targets: interpret the same images, in one order.")
+        here, there = self.report(), baseline.report()
+        frame = here[["train", "support"]].copy()
+        for name in ("AP", "F1"):
+            frame[[name, f"{name}_baseline", f"{name}_gain"]] = np.c_[here[name], there[name], here[name] - there[name]]
+        return frame.sort_values("train", kind="stable")
 
     # ---- pictures ----
     def plot_distribution(self, rho: float = 0.5, ax: Axes | None = None) -> Axes:
@@ -144,12 +265,14 @@ class CRLInterpretation(LabelTables):
     def plot_confusion(self, ax: Axes | None = None) -> Axes:
         """`confusion` as shares of the images with the row's label."""
         shares = self.confusion().div(np.maximum(self.targets.sum(0), 1), axis=0)
-        return _heatmap(shares, ax, "true label", "given label", vmin=0, vmax=1)
-
-    def plot_cooccurrence(self, ax: Axes | None = None) -> Axes:
-        """`cooccurrence` as shares of the images with the row's label."""
-        shares = self.cooccurrence().div(np.maximum(self.targets.sum(0), 1), axis=0)
-        return _heatmap(shares, ax, "label", "comes with", vmin=0, vmax=1)
+        side = 0.25 * len(shares) + 2
+        ax = _axes(ax, side + 1, side)
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        ax.set_xticks(range(len(shares)), shares.columns, rotation=90)
+        ax.set_yticks(range(len(shares)), shares.index)
+        ax.set(xlabel="given label", ylabel="true label")
+        ax.figure.colorbar(image, ax=ax, shrink=0.7)
+        return ax
 
     def plot_gain(self, baseline: CRLInterpretation, by: Literal["AP", "F1"] = "AP", ax: Axes | None = None) -> Axes:
         """Bars of the gain in AP or F1, from rare to common labels, with their counts in training."""
@@ -168,14 +291,3 @@ class CRLInterpretation(LabelTables):
 
 def _axes(ax: Axes | None, width: float = 6, height: float = 4) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
-
-
-def _heatmap(frame: pd.DataFrame, ax: Axes | None, rows: str, columns: str, **kwargs: Any) -> Axes:
-    side = 0.25 * len(frame) + 2
-    ax = _axes(ax, side + 1, side)
-    image = ax.imshow(frame, cmap="Blues", **kwargs)
-    ax.set_xticks(range(len(frame)), frame.columns, rotation=90)
-    ax.set_yticks(range(len(frame)), frame.index)
-    ax.set(xlabel=columns, ylabel=rows)
-    ax.figure.colorbar(image, ax=ax, shrink=0.7)
-    return ax

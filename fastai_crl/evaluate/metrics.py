@@ -38,8 +38,6 @@ from .by_label import (
 from .decider import threshold_in_use
 from .decisions import as_array, as_probabilities, as_targets, check_thresholds, decisions, likeliest
 
-GROUPS = ("head", "medium", "tail")
-
 
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else np.nan
@@ -169,14 +167,13 @@ class _ProbabilityMetric(AccumMetric):
     Args:
         func: of (probs, targets), and `options`.
         name: of the column.
-        single_label: the kind of task. Default: what the targets show.
         **options: of `func`. A `thresh` of None follows the learner: what its loss decides by.
     """
 
-    def __init__(self, func: Callable[..., float], name: str, single_label: bool | None = None, **options: Any):
+    def __init__(self, func: Callable[..., float], name: str, **options: Any):
         super().__init__(func, flatten=False, name=name)
         self.kwargs = options  # not passed on above: fastai's own `thresh` takes one number, and cuts at >=
-        self.single_label, self.follows = single_label, options.get("thresh", 0.5) is None
+        self.follows = options.get("thresh", 0.5) is None
         if self.follows:
             self.kwargs["thresh"] = 0.5  # until a learner says otherwise
         elif "thresh" in options:
@@ -185,65 +182,57 @@ class _ProbabilityMetric(AccumMetric):
     def accumulate(self, learn: Learner) -> None:
         if self.follows:
             self.kwargs["thresh"] = threshold_in_use(learn)
-        single_label = (
-            is_single_label(learn.y, learn.pred.shape[-1]) if self.single_label is None else self.single_label
-        )
-        self.accum_values(activation_of(learn.loss_func, single_label)(to_float(learn.pred)), learn.y, learn)
+        activation = activation_of(learn.loss_func, is_single_label(learn.y, learn.pred.shape[-1]))
+        self.accum_values(activation(to_float(learn.pred)), learn.y, learn)
 
 
-def MacroF1(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
+def MacroF1(thresh: float | ArrayLike | None = None) -> AccumMetric:
     """`macro_f1` as a fastai metric, column `macro_f1`.
 
     Args:
         thresh: a probability above it, one or (C,), is a yes. None: what the learner's loss decides by, so 0.5 until
             thresholds are set or fitted. Single-label tasks have none.
-        single_label: the kind of task. Default: what the targets show.
     """
-    return _ProbabilityMetric(macro_f1, "macro_f1", single_label, thresh=thresh)
+    return _ProbabilityMetric(macro_f1, "macro_f1", thresh=thresh)
 
 
-def MicroF1(
-    thresh: float | ArrayLike | None = None, single_label: bool | None = None, name: str = "micro_f1"
-) -> AccumMetric:
-    """`micro_f1` as a fastai metric; arguments as for `MacroF1`. Column `name`."""
-    return _ProbabilityMetric(micro_f1, name, single_label, thresh=thresh)
+def MicroF1(thresh: float | ArrayLike | None = None, name: str = "micro_f1") -> AccumMetric:
+    """`micro_f1` as a fastai metric; `thresh` as for `MacroF1`. Column `name`."""
+    return _ProbabilityMetric(micro_f1, name, thresh=thresh)
 
 
-def ClassBalancedAccuracy(thresh: float | ArrayLike | None = None, single_label: bool | None = None) -> AccumMetric:
-    """`class_balanced_accuracy` as a fastai metric; arguments as for `MacroF1`. Column `balanced_accuracy`."""
-    return _ProbabilityMetric(class_balanced_accuracy, "balanced_accuracy", single_label, thresh=thresh)
+def ClassBalancedAccuracy(thresh: float | ArrayLike | None = None) -> AccumMetric:
+    """`class_balanced_accuracy` as a fastai metric; `thresh` as for `MacroF1`. Column `balanced_accuracy`."""
+    return _ProbabilityMetric(class_balanced_accuracy, "balanced_accuracy", thresh=thresh)
 
 
-def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap", single_label: bool | None = None) -> AccumMetric:
+def MeanAP(labels: ArrayLike | None = None, name: str = "mean_ap") -> AccumMetric:
     """`mean_ap` over all or some labels as a fastai metric. Column `name`."""
-    return _ProbabilityMetric(mean_ap, name, single_label, labels=labels)
+    return _ProbabilityMetric(mean_ap, name, labels=labels)
 
 
-def MeanAPByGroup(
-    counts: ArrayLike, cuts: tuple[float, float] = (20, 100), single_label: bool | None = None
-) -> list[AccumMetric]:
+def MeanAPByGroup(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> list[AccumMetric]:
     """Return `MeanAP` of each of the `frequency_groups` that has a label: `map_head`, `map_medium`, `map_tail`.
 
     Args:
         counts: (C,) positives in the training set: `label_counts(dls.train, dls.c)`.
         cuts: see `frequency_groups`.
-        single_label: the kind of task. Default: what the targets show.
 
     Raises:
         ValueError: what `frequency_groups` raises.
     """
     groups = frequency_groups(counts, cuts)
-    return [MeanAP(groups == g, f"map_{g}", single_label) for g in GROUPS if (groups == g).any()]
+    return [MeanAP(groups == g, f"map_{g}") for g in ("head", "medium", "tail") if (groups == g).any()]
 
 
-def MeanAUROC(single_label: bool | None = None) -> AccumMetric:
+def MeanAUROC() -> AccumMetric:
     """`mean_auroc` as a fastai metric. Column `auroc`."""
-    return _ProbabilityMetric(mean_auroc, "auroc", single_label)
+    return _ProbabilityMetric(mean_auroc, "auroc")
 
 
-def CalibrationError(bins: int = 15, single_label: bool | None = None) -> AccumMetric:
+def CalibrationError(bins: int = 15) -> AccumMetric:
     """`calibration_error` as a fastai metric. Column `ece`."""
-    return _ProbabilityMetric(calibration_error, "ece", single_label, bins=bins)
+    return _ProbabilityMetric(calibration_error, "ece", bins=bins)
 
 
 def label_report(

@@ -1,9 +1,10 @@
-"""Predictions of a learner: the probabilities, of whatever loss and loader."""
+"""Predictions of a learner: the probabilities, of whatever loss and loader, at the end or after each epoch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastcore.basics import noop
@@ -119,3 +120,33 @@ def _torch_in_order(loader: Any) -> Any:
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 64)
     options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
     return TorchLoader(loader.dataset, size, shuffle=False, **options)
+
+
+class EpochPreds(Callback):
+    """Keeps the predictions on a data set after every epoch: `CRLInterpretation.hardest` shows what stayed hard.
+
+    Args:
+        ds_idx: 1 the validation set, 0 the training set, in its own order and with the transforms of validation. It
+            costs one more pass through that data per epoch, and n·C numbers of memory.
+
+    Attributes:
+        epochs: (n, C) float16 probabilities after each epoch, of all fits.
+    """
+
+    remove_on_fetch = True
+
+    def __init__(self, ds_idx: int = 1):
+        super().__init__()
+        self.ds_idx, self.epochs, self.fitting = ds_idx, [], False
+
+    def before_fit(self) -> None:
+        self.fitting = False  # this comes before a validation or prediction on its own, too
+
+    def before_train(self) -> None:
+        self.fitting = True
+
+    def after_validate(self) -> None:
+        if self.fitting:
+            apart = [cb for cb in self.learn.cbs if getattr(cb, "remove_on_fetch", False)]
+            with self.learn.removed_cbs(apart) as learn:
+                self.epochs.append(predict_probabilities(learn, self.ds_idx, inner=True)[0].half())

@@ -13,6 +13,13 @@ from scipy.special import expit, logit, softmax
 
 from .decisions import as_array, as_probabilities
 
+_TINY = np.finfo(float).tiny
+
+
+def log_odds(p: ArrayLike) -> np.ndarray:
+    """Return the log-odds of probabilities, finite for those of 0 and 1, too."""
+    return logit(np.clip(p, _TINY, 1 - np.finfo(float).epsneg))
+
 
 def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = False) -> np.ndarray:
     """Return the log-odds (C,) of frequencies; single-label, their logarithms.
@@ -23,20 +30,16 @@ def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = Fa
         ValueError: not one share in [0, 1] per label, or none between.
     """
     frequency = as_array(frequency)
-    if frequency.shape != (n_classes,) or frequency.dtype.kind not in "iuf" or not _are_shares(frequency):
+    fits = frequency.shape == (n_classes,) and frequency.dtype.kind in "iuf"
+    sides = np.minimum(frequency, 1 - frequency) if fits else np.zeros(0)
+    if not (sides >= 0).all() or not sides.any():
         raise ValueError(
             f"frequency={frequency.tolist()} does not fit {n_classes} labels: give one share in [0, 1] per label, "
             "positives / samples in training, not all 0 or 1."
         )
-    frequency = frequency.astype(float)
-    sides = np.minimum(frequency, 1 - frequency)
     least = sides[sides > 0].min() / 2
     frequency = frequency.clip(least, 1 - least)
     return np.log(frequency) if single_label else logit(frequency)
-
-
-def _are_shares(frequency: np.ndarray) -> bool:
-    return bool(((frequency >= 0) & (frequency <= 1)).all() and ((frequency > 0) & (frequency < 1)).any())
 
 
 def shift_thresholds(shift: float, frequency: ArrayLike, single_label: bool = False) -> np.ndarray:
@@ -52,17 +55,13 @@ def shift_thresholds(shift: float, frequency: ArrayLike, single_label: bool = Fa
         >>> shift_thresholds(-1, [0.5, 0.1]).round(3).tolist()
         [0.5, 0.1]
     """
-    return thresholds_at(shift, frequency_odds(frequency, len(as_array(frequency)), single_label), single_label)
-
-
-def thresholds_at(shift: float, odds: np.ndarray, single_label: bool) -> np.ndarray:
-    """`shift_thresholds` of the `frequency_odds`."""
+    odds = frequency_odds(frequency, len(as_array(frequency)), single_label)
     return np.exp(-shift * odds - np.max(-shift * odds)) if single_label else expit(-shift * odds)
 
 
 def shifted_classes(probs: np.ndarray, odds: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Return the classes (S, n) of the highest log-probability + s·odds, for each s of `shifts` (S,)."""
-    scores = np.log(probs.clip(np.finfo(float).tiny))
+    scores = np.log(probs.clip(_TINY))
     return np.stack([(scores + s * odds).argmax(1) for s in shifts])
 
 
@@ -91,7 +90,6 @@ def training_probabilities(
     """
     probs = as_probabilities(probs).astype(float)
     odds = frequency_odds(frequency, probs.shape[1], single_label)
-    tiny = np.finfo(float).tiny
     if single_label:
-        return softmax(np.log(probs.clip(tiny)) + tau * odds, axis=1)
-    return expit(logit(probs.clip(tiny, 1 - np.finfo(float).epsneg)) + tau * odds)
+        return softmax(np.log(probs.clip(_TINY)) + tau * odds, axis=1)
+    return expit(log_odds(probs) + tau * odds)

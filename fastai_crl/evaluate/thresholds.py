@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
@@ -16,7 +16,7 @@ from fastai_crl._checks import check_choice, whole_number
 
 from .by_label import balanced_by_label, f1_by_label
 from .decisions import as_array, as_probabilities, as_targets, decide
-from .shift import frequency_odds, shifted_classes, thresholds_at
+from .shift import frequency_odds, log_odds, shift_thresholds, shifted_classes
 
 How = Literal["f1", "balanced", "rate", "shift"]
 _SHIFTS = np.linspace(-3, 3, 121)
@@ -45,11 +45,6 @@ class FittedThresholds(NamedTuple):
     def shift(self) -> float | None:
         """The one number behind thresholds that were fitted with `how="shift"`; None for others."""
         return self.report.attrs.get("shift")
-
-    @property
-    def optimism(self) -> float:
-        """Mean of the column `optimism`: by how much the mean score at these thresholds flatters them."""
-        return float(self.report.optimism.mean())
 
 
 def fit_thresholds(
@@ -109,8 +104,8 @@ def fit_thresholds(
     if frequency is not None and how != "shift":
         raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
     if how == "shift":
-        odds = frequency_odds(targets.mean(0) if frequency is None else frequency, n_classes, single_label)
-        fit_shift = _shift_fitter(probs, targets, odds, single_label)
+        frequency = targets.mean(0) if frequency is None else frequency
+        fit_shift = _shift_fitter(probs, targets, frequency_odds(frequency, n_classes, single_label), single_label)
     score = balanced_by_label if how == "balanced" else f1_by_label
     splits, shifts, crossed = [], [], []
     for repeat in range(repeats):
@@ -127,16 +122,16 @@ def fit_thresholds(
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
             elif how == "shift":
                 shifts.append(fit_shift(seen))
-                found = thresholds_at(shifts[-1], odds, single_label)
+                found = shift_thresholds(shifts[-1], frequency, single_label)
             else:
                 found = _fit_scores(probs, targets, seen, how, shrink)
             splits.append(found)
             chosen |= decide(probs, found, single_label=single_label) & ~seen
         crossed.append(score(targets, chosen))
     if how == "shift":
-        thresholds = thresholds_at(float(np.mean(shifts)), odds, single_label)
+        thresholds = shift_thresholds(float(np.mean(shifts)), frequency, single_label)
     else:
-        thresholds = expit(np.mean([_log_odds(t) for t in splits], 0))
+        thresholds = expit(np.mean([log_odds(t) for t in splits], 0))
     known = targets.any(0)
     table = {
         "positives": targets.sum(0),
@@ -150,37 +145,6 @@ def fit_thresholds(
     if shifts:
         report.attrs["shift"] = float(np.mean(shifts))
     return FittedThresholds(thresholds, report)
-
-
-def best_shift(probs: ArrayLike, targets: ArrayLike, frequency: ArrayLike) -> float:
-    """Return s of the highest macro-F1 on these very samples; of equally good ones the nearest to 0.
-
-    What `fit_thresholds(how="shift")` does in each split: arguments as there, s from -3 to 3 in steps of 0.05.
-    """
-    probs, targets, single_label = _check(probs, targets, "shift")
-    odds = frequency_odds(frequency, probs.shape[1], single_label)
-    return _shift_fitter(probs, targets, odds, single_label)(np.ones_like(targets))
-
-
-def rate_thresholds(probs: ArrayLike, rates: ArrayLike) -> np.ndarray:
-    """Return thresholds (C,) above which each label's share of samples is as near to its rate as ties allow.
-
-    Needs no targets, so it may look at the very images to be decided.
-
-    Args:
-        probs: (n, C) probabilities, in [0, 1].
-        rates: (C,) shares of samples to say yes to, in [0, 1].
-
-    Raises:
-        ValueError: probabilities or rates out of range, or of another number of labels.
-
-    Example:
-        >>> rate_thresholds([[0.1], [0.2], [0.3], [0.4]], [0.25]).round(2).tolist()
-        [0.35]
-    """
-    probs = as_probabilities(probs).astype(float)
-    rates = _check_rates(rates, probs.shape[1])
-    return np.array([_rate_cut(p, r) for p, r in zip(probs.T, rates, strict=True)])
 
 
 # ---- fitting in one split: `seen`, (n, C) bool, are the samples of each label that it may see ----
@@ -228,7 +192,7 @@ def _fit_scores(probs: np.ndarray, targets: np.ndarray, seen: np.ndarray, how: s
     common = cuts[np.mean([_at(curve, cuts) for curve in known], 0).argmax()]
     own = np.array([common if curve is None else _best(*curve) for curve in curves])
     weight = 1 / (1 + shrink / np.maximum((targets & seen).sum(0), 1))
-    return expit(weight * _log_odds(own) + (1 - weight) * _log_odds(common))
+    return expit(weight * log_odds(own) + (1 - weight) * log_odds(common))
 
 
 def _curve(p: np.ndarray, y: np.ndarray, how: str) -> _Curve:
@@ -266,10 +230,6 @@ def _between(low: ArrayLike, high: ArrayLike) -> np.ndarray:
     return np.where(middle < high, middle, low)
 
 
-def _log_odds(p: ArrayLike) -> np.ndarray:
-    return logit(np.clip(p, np.finfo(float).tiny, 1 - np.finfo(float).epsneg))
-
-
 def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold of each sample, (n,), every fold with its share of the positives."""
     fold = np.empty(len(y), int)
@@ -288,7 +248,7 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 
 
 def _check(
-    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float = 0, folds: int = 2, repeats: int = 1
+    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     check_choice("how", how, get_args(How))
     probs = as_probabilities(probs).astype(float)

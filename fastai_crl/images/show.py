@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorCategory, TensorMultiCategory
+from fastcore.foundation import L
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike
 from plum import dispatch
 
-from .tensor import TensorMultiChannel
+from .tensor import Color, TensorMultiChannel, channel_names, positions
 
 # Blue, orange and purple: most eyes, colour-blind ones too, tell them apart.
 FOUND, MISSED, FALSE = "#0067a5", "#c26a00", "#a1006b"
@@ -29,12 +29,28 @@ _FONT, _TITLE_FONT = 8, 11
 # ---------------------------------------------------------------- drawing
 
 
-def _panels(image: TensorMultiChannel, channels: Sequence[str | int] | None, split: Any) -> list[Any]:
-    """Return what to draw of one image, for `TensorMultiChannel.show`: the composite, with `split` channels too."""
-    every = channels if split is True else split
-    if every is None:  # names, which are never taken for positions
-        every = image.channels if len(image.channels or ()) == len(image) else range(len(image))
-    return [channels, *([c] for c in every)] if split else [channels]
+class _Panel(NamedTuple):
+    """What `TensorMultiChannel.show` draws: channels, their colours where they are given, and the channel's name."""
+
+    channels: list[str]
+    colors: Sequence[Color] | None
+    name: str = ""
+
+
+def _panels(image: TensorMultiChannel, channels: Any, split: Any, colors: Sequence[Color] | None) -> list[_Panel]:
+    """Return the panels of one image: `channels` together, and of `split` each alone, in the colour that it has there.
+
+    By name: a position may be the name of another channel.
+    """
+    names = channel_names(image.channels, len(image))
+    drawn = positions(channels, names)
+    alone = [] if not split else drawn if split is True else positions(split, names)
+    own = {} if colors is None else dict(zip(drawn, colors, strict=False))
+    named = len(L(image.channels)) == len(image)
+    return [
+        _Panel([names[c] for c in drawn], colors),
+        *(_Panel([names[c]], [own[c]] if c in own else None, names[c] if named else str(c)) for c in alone),
+    ]
 
 
 def draw_images(
@@ -44,6 +60,7 @@ def draw_images(
     channels: Sequence[str | int] | None = None,
     split: bool | str | Sequence[str | int] = False,
     stretch: float | tuple[float, float] | None = None,
+    colors: Sequence[Color] | None = None,
     title: str | None = None,
     nrows: int | None = None,
     ncols: int | None = None,
@@ -61,6 +78,7 @@ def draw_images(
             names; one image to a row by default.
         stretch: percentiles that become black and full brightness in each channel of each image, for dim ones (see
             `TensorMultiChannel.composite`). Default: true brightness, so that images can be compared.
+        colors: one for each channel that is drawn, also in its own panel, see `TensorMultiChannel.composite`.
         title: of the new figure.
         nrows: rows of images in it.
         ncols: columns of images in it.
@@ -68,11 +86,9 @@ def draw_images(
         **kwargs: for matplotlib's `imshow`.
 
     Raises:
-        ValueError: too few `ctxs`; an unknown channel or percentiles out of range.
+        ValueError: too few `ctxs`; an unknown channel, percentiles out of range, or colours that do not fit.
     """
-    channels = (channels,) if isinstance(channels, str | Integral) else channels
-    split = (split,) if isinstance(split, str) else split
-    panels = [_panels(image, channels, split) for image in images]
+    panels = [_panels(image, channels, split, colors) for image in images]
     if ctxs is None:
         ctxs = _grid(images, captions, len(panels[0]), nrows, ncols or (1 if split else None), figsize, title)
     if len(ctxs) < len(panels) * len(panels[0]):
@@ -83,20 +99,13 @@ def draw_images(
     drawn = []
     for image, lines, parts in zip(images, captions, panels, strict=True):
         for i, part in enumerate(parts):
-            ax = image.show(ctx=next(axes), channels=part, stretch=stretch, **kwargs)
+            ax = image.show(next(axes), part.channels, stretch, part.colors, **kwargs)
             if i == 0:
                 _write(ax, lines, len(parts))
             else:
-                ax.text(
-                    0.03, 0.97, _name(image, part[0]), color="white", fontsize=_FONT, va="top", transform=ax.transAxes
-                )
+                ax.text(0.03, 0.97, part.name, color="white", fontsize=_FONT, va="top", transform=ax.transAxes)
             drawn.append(ax)
     return drawn
-
-
-def _name(image: TensorMultiChannel, channel: str | int) -> str:
-    names = image.channels
-    return str(names[channel] if isinstance(channel, int) and names is not None else channel)
 
 
 def _write(ax: Axes, lines: Lines, n_panels: int) -> None:

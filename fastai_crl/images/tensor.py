@@ -7,34 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.torch_core import TensorImage, show_image
+from matplotlib.colors import to_rgb
 from skimage.exposure import rescale_intensity
 
+from .colors import palette
 from .layout import CHANNELS
 from .readers import check_intensity
 
-# Additive display colours; yellow feeds red and green, as in the pictures the Human Protein Atlas publishes.
-_COLORS = {
-    "red": (1.0, 0.0, 0.0),
-    "green": (0.0, 1.0, 0.0),
-    "blue": (0.0, 0.0, 1.0),
-    "yellow": (1.0, 1.0, 0.0),
-    "magenta": (1.0, 0.0, 1.0),
-    "cyan": (0.0, 1.0, 1.0),
-    "orange": (1.0, 0.5, 0.0),
-    "gray": (1.0, 1.0, 1.0),
-}
+Color = str | tuple[float, float, float]
 
 
 class TensorMultiChannel(TensorImage):
     """An image (C,H,W), or a batch (B,C,H,W), of any number of channels; uint8 0..255 as read, float after that.
 
-    `channels`, an optional tuple of C names, travels with the tensor and picks the display colours; without it (or
-    with another number of channels) the standard ones apply: red, green, blue, yellow.
+    `channels`, an optional tuple of C names, travels with the tensor and picks the display colours, see `palette`;
+    without it (or with another number of channels) the standard ones apply: red, green, blue, yellow.
 
     Example:
         >>> x = TensorMultiChannel(torch.full((2, 8, 8), 255, dtype=torch.uint8), channels=("dna", "actin"))
-        >>> x.composite()[0, 0].tolist()  # one is drawn in red, the other in green
-        [1.0, 1.0, 0.0]
+        >>> x.composite()[0, 0].tolist()  # the first is drawn in blue, the other in red
+        [1.0, 0.0, 1.0]
     """
 
     channels: tuple[str, ...] | None = None
@@ -43,7 +35,7 @@ class TensorMultiChannel(TensorImage):
         self,
         channels: Sequence[str | int] | str | int | None = None,
         stretch: float | tuple[float, float] | None = None,
-        colors: Sequence[tuple[float, float, float]] | None = None,
+        colors: Sequence[Color] | None = None,
     ) -> np.ndarray:
         """Return the additive colour picture of one image, float32 (H,W,3) in 0..1.
 
@@ -55,12 +47,12 @@ class TensorMultiChannel(TensorImage):
                 number is a position, or the name of a channel where there is no such position.
             stretch: as for `ImageSet`, percentiles (lo, hi), or one such as 99.5 for (0.5, 99.5), that become black and
                 full intensity in every drawn channel of this image. Default: true brightness.
-            colors: RGB in 0..1 per drawn channel; by default a channel named after a colour gets that colour, any other
-                the first free one of red, green, blue, yellow, magenta, cyan, orange, and a lone channel is grey.
+            colors: one per drawn channel, RGB in 0..1 or matplotlib's names. Default: by the names of the channels,
+                those of the field's stains among them, see `palette`.
 
         Raises:
             ValueError: a tensor that is not one image, an unknown channel, a whole number that is the name of one
-                channel and the position of another, or percentiles out of range.
+                channel and the position of another, percentiles out of range, or colours that do not fit.
         """
         x = self.as_subclass(torch.Tensor).detach().cpu()
         if x.ndim == 2:
@@ -68,33 +60,40 @@ class TensorMultiChannel(TensorImage):
         if x.ndim != 3:
             raise ValueError(f"Only one image (C,H,W) can be shown, got shape {tuple(x.shape)}: index it first.")
         percentiles = check_intensity(None, stretch)[1]
-        names = _names(self.channels, len(x))
-        channels = (channels,) if isinstance(channels, str | Integral) else channels
-        picked = list(range(len(x))) if channels is None else [_position(c, names) for c in channels]
+        names = channel_names(self.channels, len(x))
+        picked = positions(channels, names)
+        if colors is not None and len(colors) != len(picked):
+            raise ValueError(f"colors={colors}: give one for each of the {len(picked)} channels that are drawn.")
         img = _to_unit(x[picked])
         if percentiles is not None:
             img = np.stack([rescale_intensity(p, tuple(np.percentile(p, percentiles)), (0, 1)) for p in img])
-        palette = _palette(names)[picked] if colors is None else np.asarray(colors, dtype=np.float32)
-        return np.einsum("chw,ck->hwk", img.clip(0, 1), palette).clip(0, 1).astype(np.float32)
+        paints = palette(names)[picked] if colors is None else np.array([to_rgb(c) for c in colors], dtype=np.float32)
+        return np.einsum("chw,ck->hwk", img.clip(0, 1), paints).clip(0, 1).astype(np.float32)
 
     def show(
         self,
         ctx: Any = None,
         channels: Sequence[str | int] | str | int | None = None,
         stretch: float | tuple[float, float] | None = None,
-        colors: Sequence[tuple[float, float, float]] | None = None,
+        colors: Sequence[Color] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Draw the colour picture (see `composite`) on the axes `ctx`; `kwargs` go to fastai's `show_image`."""
         return show_image(self.composite(channels, stretch, colors), ctx=ctx, **kwargs)
 
 
-def _names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
+def channel_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
     """Return names for `n` channels: those given if they fit, else the standard ones (a slice keeps old names)."""
     names = (names,) if isinstance(names, str) else names
     if names is not None and len(names) == n:
         return tuple(names)
     return ("gray",) if n == 1 else (CHANNELS + tuple(f"channel {i}" for i in range(4, n)))[:n]
+
+
+def positions(channels: Sequence[str | int] | str | int | None, names: tuple[str, ...]) -> list[int]:
+    """Return the positions of channels given by name or position, or a lone one; all for None."""
+    channels = (channels,) if isinstance(channels, str | Integral) else channels
+    return list(range(len(names))) if channels is None else [_position(c, names) for c in channels]
 
 
 def _position(channel: str | int, names: tuple[str, ...]) -> int:
@@ -111,15 +110,6 @@ def _position(channel: str | int, names: tuple[str, ...]) -> int:
         if inside or named is not None:
             return channel % len(names) if inside else named
     raise ValueError(f"There is no channel {channel!r}: the image has {', '.join(names)}.")
-
-
-def _palette(names: tuple[str, ...]) -> np.ndarray:
-    """Return display colours (C,3)."""
-    if len(names) == 1:
-        return np.array([_COLORS.get(names[0], _COLORS["gray"])], dtype=np.float32)
-    free = [v for k, v in _COLORS.items() if k not in names]
-    free += [_COLORS["gray"]] * len(names)
-    return np.array([_COLORS[n] if n in _COLORS else free.pop(0) for n in names], dtype=np.float32)
 
 
 def _to_unit(x: torch.Tensor) -> np.ndarray:

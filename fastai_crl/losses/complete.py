@@ -46,7 +46,7 @@ class CompleteLoss(nn.Module):
         self.thresh = thresh
         self.y_int = single_label  # what tells fastai's MixUp that targets cannot be blended
         self.by_item = False
-        self.register_buffer("shift", shift)
+        self.register_buffer("shift", None if shift is None else shift.float())  # some devices have no float64
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits, targets = as_plain_tensor(logits), as_plain_tensor(targets)

@@ -99,6 +99,7 @@ def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Ten
 
 
 Schedule = Callable[[float], float] | Sequence[float]
+_FACTORS = "factors of α in [0, 1]"
 
 
 def check_alpha(alpha: float | str) -> float | str:
@@ -113,10 +114,33 @@ def ramp(pct: float, over: float = 0.25) -> float:
     return SchedCos(0.0, 1.0)(min(pct / over, 1.0))
 
 
+def check_schedule(schedule: Schedule | None) -> Schedule | None:
+    """`schedule`, or a ValueError if it is an array of other than one or more numbers in [0, 1]."""
+    if schedule is not None and not callable(schedule):
+        try:
+            factors = np.asarray(schedule, float)
+        except (TypeError, ValueError):
+            factors = np.full(1, np.nan)
+        if factors.ndim != 1 or not len(factors) or not ((factors >= 0) & (factors <= 1)).all():
+            raise ValueError(f"schedule={schedule!r}: give a function of the share of training done, or {_FACTORS}.")
+    return schedule
+
+
 def scheduled(schedule: Schedule | None, pct: float) -> float:
-    """Return the factor of α once `pct` of training is done, 0 to 1, of a function or an array; None is `ramp`."""
+    """Return the factor of α once `pct` of training is done, 0 to 1, of a function or an array; None is `ramp`.
+
+    Raises:
+        ValueError: another factor; beyond 0 and 1 by rounding it is 0 or 1.
+    """
     if schedule is None:
         return ramp(pct)
-    if callable(schedule):
-        return float(schedule(pct))
-    return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))
+    if not callable(schedule):
+        return float(np.interp(pct, np.linspace(0, 1, len(schedule)), schedule))
+    share = schedule(pct)
+    try:
+        number = float(share)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not -1e-6 <= number <= 1 + 1e-6:
+        raise ValueError(f"schedule gives {share!r} when {pct:.0%} of training is done: let it give {_FACTORS}.")
+    return min(max(number, 0.0), 1.0)

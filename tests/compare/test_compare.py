@@ -103,7 +103,7 @@ def rounds(tmp_path, each, seeds, minutes, n_rates=1, n_arms=4):
     """The plan of rounds of runs of `each` minutes."""
     made = object.__new__(_Rounds)
     arms = [type("A", (), {"name": name, "epochs": 10})() for name in "abcdef"[:n_arms]]
-    made.arms, made.rates, made.minutes = arms, [None] * n_rates, minutes
+    made.arms, made.rates, made.minutes, made.begun = arms, [None] * n_rates, minutes, time.perf_counter()
     made._finished = lambda *job: False
     return made._plan(seeds, 60 * each)
 
@@ -112,38 +112,49 @@ def test_the_plan_says_what_fits(tmp_path, capsys):
     assert rounds(tmp_path, 1, 3, 60) == 3
     assert capsys.readouterr().out == "4 arms x 3 seeds x 1 min = 12 min; 60 are given.\n"
     assert rounds(tmp_path, 4, 3, 60, n_arms=6) == 2
-    told = "6 arms x 3 seeds x 4 min = 72 min; 60 are given: 2 seeds, or 5 arms x 3.\n"
+    told = "6 arms x 3 seeds x 4 min = 72 min; 60 are given: 2 seeds, or 4 arms x 3.\n"
     assert capsys.readouterr().out.startswith(told + "Fewer than three seeds")
-    assert rounds(tmp_path, 1, 5, 12, n_rates=2) == 1
-    assert capsys.readouterr().out.startswith("4 arms x 2 learning rates + 4 arms x 5 seeds x 1 min = 28 min; 12 are")
+    assert rounds(tmp_path, 1, 5, 12.5, n_rates=2) == 1
+    assert capsys.readouterr().out.startswith("4 arms x 2 learning rates + 4 arms x 5 seeds x 1 min = 28 min; 12.5 are")
 
 
 def test_where_no_round_fits_nothing_is_trained(tmp_path):
     expected = (
-        r"4 arms x 3 seeds x 5 min = 60 min; 10 are given: not one round .* minutes=20 for one, or 60 for three; "
+        r"4 arms x 3 seeds x 5 min = 60 min; 10.5 are given: not one round .* minutes=20 for one, or 60 for three; "
     )
     with pytest.raises(ValueError, match=expected + "or 5 epochs in place of 10; or 2 arms: a, b."):
-        rounds(tmp_path, 5, 3, 10)
+        rounds(tmp_path, 5, 3, 10.5)
     with pytest.raises(ValueError, match="not one round"):
-        compared(tmp_path, minutes=1e-6)
+        compared(tmp_path, minutes=1e-6, epochs=9)
     assert not (tmp_path / "runs.csv").exists()
+    assert len(compared(tmp_path, seeds=1).runs) == 2  # with fewer epochs, as it said
 
 
-def test_time_that_is_over_ends_the_runs_and_they_go_on_later(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """Seconds that have passed, as the plan sees them."""
     passed = [0.0]
     monkeypatch.setattr("fastai_crl.compare.compare.perf_counter", lambda: passed[0])
+    return passed
 
+
+def test_time_that_is_over_ends_the_runs_and_they_go_on_later(tmp_path, capsys, clock):
     def fit(learn):
-        passed[0] += 60 * len(seen)
-        seen.append(len(learn.dls.train_ds))
-        learn.fit(1)
+        clock[0] += 60 * len(seen)  # each run takes a minute more
+        seen.append(learn.fit(1))
 
     seen = []
     found = compared(tmp_path, fit=fit, seeds=3, minutes=12)
-    assert "12 minutes are over" in capsys.readouterr().out
-    done = len(found.runs)
-    assert 2 <= done < 6
+    assert "12 minutes are over" in capsys.readouterr().out and 2 <= len(found.runs) < 6
     assert len(compared(tmp_path, fit=fit, seeds=3, minutes=1000).runs) == 6
+
+
+def test_time_that_is_left_goes_into_more_rounds(tmp_path, capsys, clock, monkeypatch):
+    monkeypatch.setattr(_Rounds, "_seconds_of_a_run", lambda self: 60.0 if self.runs.rows else 120.0)
+    assert len(compared(tmp_path, seeds=5, minutes=9).runs) == 10  # no second has passed
+    printed = capsys.readouterr().out
+    assert "2 arms x 5 seeds x 2 min = 20 min; 9 are given: 2 seeds" in printed
+    assert "2 arms x 5 seeds x 1 min, less 4 finished runs, = 6 min; 9 are given.\n" in printed
 
 
 def test_what_was_run_otherwise_is_refused_with_the_difference(tmp_path):
@@ -301,7 +312,7 @@ def test_a_pretrained_network_is_fine_tuned(single_label_dls, tmp_path, monkeypa
     monkeypatch.setattr("fastai_crl.compare.losses.compare_learners", lambda *args: fits.append(args))
     compare_losses(single_label_dls, small, pretrained=True, epochs=3, out=tmp_path)
     compare_losses(single_label_dls, small, out=tmp_path)
-    assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3)", 3), ("None", 10)]
+    assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3, at_lr=False)", 3), ("None", 10)]
 
 
 # ---- the command ----

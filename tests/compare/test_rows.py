@@ -45,10 +45,14 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_another_recipe_is_refused_with_the_difference(tmp_path):
-    for _ in range(2):
-        runs(tmp_path).bind("arm 'a'", {"epochs": 2, "loss": "bce"})
-    runs(tmp_path).bind("arm 'b'", {"epochs": 3})  # another arm may come later
+    runs(tmp_path).bind({"all": {"size": 2}, "arm 'a'": {"epochs": 1}})
+    for _ in range(2):  # of a folder without runs nothing binds
+        runs(tmp_path).bind({"all": {"size": 3}, "arm 'a'": {"epochs": 2, "loss": "bce"}})
+    runs(tmp_path).add(("a", 0), {"map": 1.0})
+    runs(tmp_path).bind({"all": {"size": 3}, "arm 'b'": {"epochs": 3}})  # another arm may come later
     with pytest.raises(ValueError, match=r"another arm 'a': epochs was 2, and is 3. Choose another out="):
-        runs(tmp_path).bind("arm 'a'", {"epochs": 3, "loss": "bce"})
+        runs(tmp_path).bind({"arm 'a'": {"epochs": 3, "loss": "bce"}})
     with pytest.raises(ValueError, match="loss was bce, and is None"):
-        runs(tmp_path).bind("arm 'a'", {"epochs": 2})
+        runs(tmp_path).bind({"arm 'a'": {"epochs": 2}})
+    with pytest.raises(ValueError, match="another all: size was 3, and is 4"):
+        runs(tmp_path).bind({"all": {"size": 4}})

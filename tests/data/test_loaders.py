@@ -21,7 +21,7 @@ from torch import nn
 from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock, MultiChannelDataLoaders
 from fastai_crl.data.splits import ColumnSplit, FoldSplit, GroupSplit, RandomSplit, StratifiedSplit
-from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_MEAN, HPA_N_IDS, HPA_STD
+from fastai_crl.hpa import HPA_CHANNELS, HPA_COUNTS, HPA_LABELS, HPA_LABELS_2021, HPA_MEAN, HPA_N_IDS, HPA_STD
 from fastai_crl.images.image_set import ImageSet, image_ids
 from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import shown_names
@@ -554,10 +554,18 @@ def test_label_names_of_the_preset(root):
         dls = cls.from_csv(root, size=16, bs=4, num_workers=0, **kwargs)
         return shown_names(dls, len(dls.vocab))
 
-    assert shown(HPADataLoaders) == ["Nucleoli", "Nucleoli fibrillar center", "Lysosomes"]
-    assert shown(HPADataLoaders, vocab="hpa") == list(HPA_LABELS)
+    named = ["Nucleoli", "Nucleoli fibrillar center", "Lysosomes"]
+    assert shown(HPADataLoaders, label_names="hpa") == shown(MultiChannelDataLoaders, label_names="hpa") == named
+    assert shown(HPADataLoaders, label_names="hpa2021") == [*named[:2], "Microtubules"]
+    for vocab in ("hpa", range(28), list(map(str, range(27, -1, -1)))):
+        assert sorted(shown(HPADataLoaders, vocab=vocab)) == sorted(HPA_LABELS)
+    assert shown(HPADataLoaders, vocab="hpa2021") == list(HPA_LABELS_2021)
+    # Fewer labels, and those of 2021, may be anything: digits, grades, another competition's.
+    for n in (11, 19, 27, 29):
+        assert shown(HPADataLoaders, vocab=range(n)) == list(map(str, range(n)))
     for cls, options in (
         (MultiChannelDataLoaders, {}),
+        (HPADataLoaders, {}),
         (HPADataLoaders, {"label_names": None}),
         (HPADataLoaders, {"label_names": {"2": "2"}}),
     ):
@@ -568,6 +576,9 @@ def test_label_names_of_the_preset(root):
         load(root, label_delim=delim).show_batch(max_n=4)
     edit(root, lambda df: df.assign(Target=["28", *["0"] * (N - 1)]))
     assert shown(HPADataLoaders) == ["0", "28"]
+    for label_names in ("hpa", "hpa2021"):
+        with pytest.raises(ValueError, match=f"without a name in label_names='{label_names}' .1 in all.: 28"):
+            load(root, label_names=label_names)
 
 
 @pytest.mark.parametrize("delim", [" ", None])

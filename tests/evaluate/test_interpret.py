@@ -12,8 +12,9 @@ from torch import nn
 
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.decider import set_thresholds
-from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
+from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.evaluate.metrics import label_report
+from fastai_crl.evaluate.predictions import EpochPreds
 from fastai_crl.labels import label_counts
 
 PROBS = np.array([[0.9, 0.2, 0.4], [0.8, 0.7, 0.1], [0.3, 0.6, 0.2], [0.6, 0.1, 0.3], [0.2, 0.8, 0.9]])
@@ -87,15 +88,12 @@ def test_plots_of_curves(interp):
     assert (*lines[3].get_xdata(), *lines[3].get_ydata()) == pytest.approx((0.5, 4 / 5))
 
 
-def test_cooccurrence_and_confusion(interp):
-    assert interp.cooccurrence().to_numpy().tolist() == [[3, 1, 0], [1, 2, 0], [0, 0, 1]]
+def test_confusion(interp):
     # Decisions: a, ab, b, a, bc. False: a on the second image (b), b on the fifth (c).
     assert interp.confusion().to_numpy().tolist() == [[2, 0, 0], [1, 2, 0], [0, 1, 1]]
     assert interp.confusion().loc["b", "a"] == 1
     shares = interp.plot_confusion().get_images()[0].get_array()
     np.testing.assert_allclose(shares, [[2 / 3, 0, 0], [1 / 2, 1, 0], [0, 1, 1]])
-    shares = interp.plot_cooccurrence().get_images()[0].get_array()
-    np.testing.assert_allclose(shares, [[1, 1 / 3, 0], [1 / 2, 1, 0], [0, 0, 1]])
 
 
 def test_single_label():

@@ -253,8 +253,7 @@ def test_metrics_in_a_learner(tmp_path):
 def test_metrics_in_a_single_label_learner(tmp_path):
     probs = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]])
     classes = torch.tensor([0, 1, 1, 0])
-    metrics = [ClassBalancedAccuracy(single_label=True), MeanAP(single_label=True), CalibrationError(single_label=True)]
-    metrics += [MeanAUROC(single_label=True)]
+    metrics = [ClassBalancedAccuracy(), MeanAP(), CalibrationError(), MeanAUROC()]
     values = learner(3 + probs.log(), classes, tmp_path, nn.CrossEntropyLoss(), metrics).validate()[1:]
     functions = (class_balanced_accuracy, mean_ap, calibration_error, mean_auroc)
     assert list(values) == pytest.approx([f(probs, classes) for f in functions], rel=1e-5)

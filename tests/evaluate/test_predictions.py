@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from fastai_crl.callback import CRLCallback
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.evaluate.decider import set_thresholds
-from fastai_crl.evaluate.interpret import CRLInterpretation, EpochPreds
+from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.evaluate.metrics import CalibrationError, MacroF1, MeanAP, MicroF1
-from fastai_crl.evaluate.predictions import in_order, predict_probabilities
+from fastai_crl.evaluate.predictions import EpochPreds, in_order, predict_probabilities
 from fastai_crl.learner import CRLLearner
 from fastai_crl.losses import CRLLoss, make_loss
 from fastai_crl.predict.tta import d4_tta

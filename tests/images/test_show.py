@@ -163,6 +163,25 @@ def test_split_into_some_channels_two_images_to_a_row(split):
     inside(plt.gcf())
 
 
+@pytest.mark.parametrize("channels", [None, ("yellow", "red"), "red"])
+def test_colours_are_those_of_the_composite_in_panels_too(channels):
+    x = image()
+    drawn = channels or x.channels
+    drawn = (drawn,) if isinstance(drawn, str) else drawn
+    colors = ["cyan", (1.0, 0.2, 0.4), "gray", "orange"][: len(drawn)]
+    first, *panels = draw_images([x], [[]], channels=channels, split=True, colors=colors)
+    assert np.array_equal(picture(first), x.composite(drawn, colors=colors))
+    for ax, name, color in zip(panels, drawn, colors, strict=True):
+        assert np.array_equal(picture(ax), x.composite(name, colors=[color]))
+    panels = draw_images([x], [[]], channels=channels, split=(drawn[-1], "green"), colors=colors)[1:]
+    wanted = [colors[-1], colors[1] if channels is None else "lime"]  # one that is not drawn has its usual colour
+    for ax, name, color in zip(panels, (drawn[-1], "green"), wanted, strict=True):
+        assert np.array_equal(picture(ax), x.composite(name, colors=[color]))
+    for wrong in (colors[1:], [*colors, "red"]):
+        with pytest.raises(ValueError, match=f"one for each of the {len(drawn)} channels"):
+            draw_images([x], [[]], channels=channels, split=True, colors=wrong)
+
+
 def test_a_title_has_room_of_its_own():
     captions = [[(f"line {i}", "black") for i in range(n)] for n in (0, 8, 1)]
     heights = []

@@ -206,12 +206,21 @@ def test_any_number_of_channels_is_shown_and_none_is_invisible(n):
 def test_named_channels_get_their_colour():
     x = one_hot_image(3)
     x.channels = ("blue", "dapi", "yellow")
-    assert x.composite()[:, 0].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+    assert x.composite()[:, 0].tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 0]]
     assert x[:2].composite().shape == (3, 3, 3)  # fewer channels than names: standard colours
     lone = one_hot_image(1)
     lone.channels = ("green",)
     assert lone.composite()[0, 0].tolist() == [0, 1, 0]
-    assert x.composite(colors=[(1, 1, 1), (0, 1, 1), (1, 0, 0)])[:, 0].tolist() == [[1, 1, 1], [0, 1, 1], [1, 0, 0]]
+    for colors in (
+        [(1, 1, 1), (0, 1, 1), (1, 0, 0)],
+        np.array([[1, 1, 1], [0, 1, 1], [1, 0, 0]]),
+        ["white", "aqua", "r"],
+    ):
+        assert x.composite(colors=colors)[:, 0].tolist() == [[1, 1, 1], [0, 1, 1], [1, 0, 0]]
+    with pytest.raises(ValueError, match="one for each of the 2 channels that are drawn"):
+        x.composite(["blue", "dapi"], colors=["red"])
+    with pytest.raises(ValueError, match="RGBA"):
+        x.composite(colors=["red", "green", "no colour"])
 
 
 def test_a_lone_name_is_one_channel():

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from fastai.callback.schedule import SchedCos
+from fastai.callback.schedule import SchedCos, SchedExp
 
 from fastai_crl.hpa import HPA_COUNTS
-from fastai_crl.losses.imbalance import check_alpha, imbalance, mix, omega, ramp, scheduled
+from fastai_crl.losses.imbalance import check_alpha, check_schedule, imbalance, mix, omega, ramp, scheduled
 
 
 def test_of_hpa():
@@ -74,6 +75,15 @@ def test_schedules():
     assert scheduled(None, 0.1) == ramp(0.1)
     assert scheduled(SchedCos(0, 1), 0.5) == pytest.approx(0.5)
     assert [scheduled([0, 1, 0.5], p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0, 0.5, 1, 0.75, 0.5])
+    assert scheduled(lambda pct: 1 + 1e-9, 0.5) == 1 and scheduled(SchedExp(1e-3, 1), 1) == 1  # rounding
+
+
+def test_what_a_schedule_may_be():
+    for fine in (None, [0.5], (0, 1), np.linspace(0, 1, 5), SchedCos(0, 1), torch.tensor([0.0, 1.0])):
+        assert check_schedule(fine) is fine
+    for wrong in ([], [0, 2], [math.nan], [-0.1, 0], ["half"], "cos", [[0, 1]], 0.5, {0: 1}, [None]):
+        with pytest.raises(ValueError, match=r"schedule=.*factors of . in \[0, 1\]"):
+            check_schedule(wrong)
 
 
 def test_what_a_weight_may_be():

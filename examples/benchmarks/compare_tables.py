@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-__all__ = ["ARM", "DEFAULT", "MEASURES", "difference", "effects", "paired", "tables"]
+from fastai_crl.compare.answer import COLORS, plot_differences
+from fastai_crl.compare.stats import Difference, difference
+
+__all__ = ["ARM", "DEFAULT", "MEASURES", "PLAIN", "effects", "plot_tasks", "tables"]
 
 ARM = ["regime", "task", "base", "sampler", "crl"]
 MEASURES = {
@@ -30,22 +34,6 @@ DEFAULT = {
 }  # of crl_learner, by single-label
 
 
-def difference(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval of Student's t over the seeds, two or more.
-
-    Not a bootstrap: of three to five seeds that is much too narrow.
-    """
-    values = np.asarray(values, float)
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(mean), float(mean - half), float(mean + half)
-
-
-def paired(runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], measure: str) -> pd.Series:
-    """second - first of a measure, by seed: arms given by columns of ARM, over the seeds both have."""
-    a, b = (runs[(runs[list(arm)] == pd.Series(arm)).all(axis=1)].set_index("seed")[measure] for arm in (first, second))
-    return (b - a).dropna()
-
-
 def measured(runs: pd.DataFrame) -> list[str]:
     """Those of `MEASURES` that the rows have."""
     return [m for m in MEASURES if m in runs and runs[m].notna().any()]
@@ -55,21 +43,20 @@ def _compare(
     runs: pd.DataFrame, first: dict[str, str], second: dict[str, str], measures: Sequence[str]
 ) -> list[dict[str, object]]:
     """One row per measure of what the second arm is better by, if both have run; no interval below three seeds."""
+    arms = [runs[(runs[list(arm)] == pd.Series(arm)).all(axis=1)].set_index("seed") for arm in (first, second)]
     rows = []
     for measure in measures:
-        values = paired(runs, first, second, measure)
+        values = (arms[1][measure] - arms[0][measure]).dropna()
         if len(values):
-            mean, low, high = difference(values) if len(values) > 2 else (values.mean(), np.nan, np.nan)
-            verdict = "better" if low > 0 else "worse" if high < 0 else "level" if len(values) > 2 else "too few"
-            found = {"measure": measure, "n": len(values), "mean": mean, "low": low, "high": high, "verdict": verdict}
-            rows.append(second | found)
+            found = difference(values) if len(values) > 2 else Difference(values.mean(), np.nan, np.nan)
+            rows.append(second | {"measure": measure, "n": len(values), "found": found, "verdict": found.verdict})
     return rows
 
 
 def effects(
     runs: pd.DataFrame, against: str | dict[str, str] = "none", measures: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Every arm against another, one row per measure: mean, low and high of the differences by seed.
+    """Every arm against another, one row per measure: the paired difference over the seeds that both have.
 
     against: "none", the same loss and sampler without CRL; "plain", plain cross entropy alone, uniform batches;
         "default", what `crl_learner` trains with; or the columns of `ARM` in which the other arm differs.
@@ -88,7 +75,7 @@ def effects(
             other = {"base": base, "crl": crl, "sampler": "uniform"}
         if arm != arm | other:
             rows += _compare(mine, arm | other, arm, measured(mine) if measures is None else measures)
-    return pd.DataFrame(rows, columns=[*ARM, "measure", "n", "mean", "low", "high", "verdict"])
+    return pd.DataFrame(rows, columns=[*ARM, "measure", "n", "found", "verdict"])
 
 
 # ---- tables ----
@@ -97,18 +84,12 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def _cell(found: dict[str, float]) -> str:
-    interval = "" if np.isnan(found["low"]) else f" ({found['low']:+.3f} to {found['high']:+.3f})"
-    mark = "**" if found["verdict"] in ("better", "worse") else ""
-    return f"{mark}{found['mean']:+.3f}{mark}{interval}"
-
-
 def _differences(found: pd.DataFrame, measures: list[str]) -> str:
     """Markdown of differences, one row per arm."""
     rows = []
     for key, arm in found.groupby(["base", "sampler", "crl"], sort=False):
-        cells = arm.set_index("measure").to_dict("index")
-        rows.append([*key, int(arm["n"].max()), *(_cell(cells[m]) if m in cells else "" for m in measures)])
+        cells = arm.set_index("measure")["found"]
+        rows.append([*key, int(arm["n"].max()), *(cells.get(m, "") for m in measures)])
     return _markdown(["base loss", "sampler", "added", "pairs", *(TITLES[m] for m in measures)], rows)
 
 
@@ -204,7 +185,7 @@ def _over_rates(runs: pd.DataFrame) -> str:
 
 def _counted(found: pd.DataFrame) -> str:
     counted = found.groupby(["crl", "measure", "verdict"]).size().unstack(fill_value=0)
-    counted = counted.reindex(columns=["better", "level", "worse"], fill_value=0)
+    counted = counted.reindex(columns=["higher", "level", "lower"], fill_value=0)
     keys = [(crl, m) for crl in dict.fromkeys(found["crl"]) for m in MEASURES if (crl, m) in counted.index]
     rows = [[crl, MEASURES[m], *counted.loc[(crl, m)]] for crl, m in keys]
     header = _markdown(["added", "measure", "better", "level", "worse"], rows)
@@ -238,3 +219,22 @@ def _chosen(runs: pd.DataFrame) -> str:
         header = ["base loss", "added", *CHOSEN_BY.values(), *(f"{task}: both" for task in tasks)]
         parts.append(f"Tasks of {name}, mean over them:\n\n{_markdown(header, table)}")
     return "## On validation, by which a default is chosen\n\n" + "\n".join(parts) if parts else ""
+
+
+def plot_tasks(
+    runs: pd.DataFrame, out: Path, measures: Sequence[str] = ("map", "map_tail", "f1_shift", "probe", "knn")
+) -> None:
+    """Every arm's difference to plain cross entropy with its interval: a row of panels per task, one per measure."""
+    found = effects(runs, "plain", measures)
+    found = found[found["verdict"] != "too few"]
+    added = (" + " + found["crl"]).where(found["crl"] != "none", "")
+    found["arm"] = found["base"].replace(dict.fromkeys(PLAIN, "plain")) + added
+    colors = {arm: COLORS[i % len(COLORS)] for i, arm in enumerate(dict.fromkeys(found["arm"]))}
+    rows = []
+    for task, mine in found.groupby("task", sort=False):
+        panels = mine.groupby("measure", sort=False)
+        rows.append({f"{task}: {MEASURES[m]}": of.set_index("arm")["found"].to_dict() for m, of in panels})
+    if rows:
+        figure = plot_differences(rows, colors, "Difference to plain cross entropy, paired by seed, 95 % intervals")
+        figure.savefig(out, dpi=110)
+        plt.close(figure)
