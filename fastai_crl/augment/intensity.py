@@ -67,8 +67,8 @@ class Cutout(BatchTransform):
     fastai's `RandomErasing` puts it at one place per batch; black is what fluorescence images have between the cells.
 
     Args:
-        area: largest share of the image's area, 0 to 1; drawn uniformly from 0..area. Height over width, each relative to
-            the image, is log-uniform in ½..2.
+        area: largest share of the image's area, 0 to 1; drawn uniformly from 0..area. Height over width, each relative
+            to the image, is log-uniform in ½..2.
         p: probability of each image to be changed, 0 to 1.
     """
 

@@ -22,6 +22,7 @@ from .tensor import TensorMultiChannel
 
 Size = int | tuple[int, int]
 
+
 @dataclass(frozen=True)
 class ImageSet:
     """The images of a folder: where their files lie, how they are named, and how their pixels are read.
@@ -179,10 +180,12 @@ class ImageSet:
             fix = "A tensor needs one size: pass size=, for instance size=256, or replace the odd files."
             raise ValueError(offenders(f"Channels of different size in {self.folder}", odd, fix))
         if same_size and len(set(sizes)) > 1:
-            first = dict(zip(sizes[::-1], ids[::-1], strict=True))
+            first: dict[tuple[int, int], str] = {}
+            for i, s in zip(ids, sizes, strict=True):
+                first.setdefault(s, i)
             fix = "A batch needs one size: pass size=, for instance size=256, to resize the images as they are read."
             raise ValueError(
-                offenders("Images of different size", [f"{first[h, w]} {h}x{w}" for h, w in dict.fromkeys(sizes)], fix)
+                offenders("Images of different size", [f"{i} {h}x{w}" for (h, w), i in first.items()], fix)
             )
         return Counter(sizes)
 
