@@ -177,8 +177,7 @@ def crl_learner(
             label as often as it occurs, see `start_at_frequency` (`loss_func="bce"`: from one half); for single-label
             cross entropy of logits + log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of
             balanced classes, see `training_probabilities`. The name of a loss, such as `"asl"`, stands for
-            `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see `CompleteLoss`. A `CRLLoss` is taken
-            apart: its base loss is used, its alpha and options go to the callback.
+            `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see `CompleteLoss`.
         alpha: see `CRLCallback`.
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
@@ -196,30 +195,25 @@ def crl_learner(
         A `CRLLearner`, with the callback as `learn.crl`.
 
     Raises:
-        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; alpha,
-            schedule or options of CRL beside a `CRLCallback` or `CRLLoss` that has its own; what `CRLCallback` raises.
+        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; a
+            `CRLLoss`; alpha, schedule or options of CRL beside a `CRLCallback`, which has its own; what `CRLCallback`
+            raises.
     """
     n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
-    given = [*options, *(["alpha"] if alpha != "auto" else [])]
+    given = [*options, *["alpha"] * (alpha != "auto"), *["schedule"] * (schedule is not None)]
     own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback) or cb is CRLCallback]
-    beside = given + ["schedule"] * (schedule is not None) + ["loss_func=CRLLoss"] * isinstance(loss_func, CRLLoss)
-    if own and beside:
+    if own and given:
         raise ValueError(
-            f"cbs has a CRLCallback, which takes the place of crl_learner's own: give {', '.join(beside)} to it, or "
+            f"cbs has a CRLCallback, which takes the place of crl_learner's own: give {', '.join(given)} to it, or "
             "leave one of the two out."
         )
-    options.setdefault("criterion", "ranking")
     if isinstance(loss_func, CRLLoss):
-        if given:
-            raise ValueError(
-                f"loss_func is a CRLLoss, whose alpha and options are used: give {', '.join(given)} to it, "
-                "CRLLoss(base_loss, alpha, ...), or pass its base loss."
-            )
-        alpha, options = loss_func.alpha, {**loss_func.crl.options}
-        if loss_func.follows_base:
-            options["shift"] = "base"
-        loss_func = loss_func.base_loss
+        raise ValueError(
+            "loss_func is a CRLLoss, which has the rectification term already, as CRLCallback has: give its base loss, "
+            "and its alpha and options to crl_learner."
+        )
+    options.setdefault("criterion", "ranking")
     counts = None
     if loss_func is None:
         counts = _counts_for_default(dls, get_c(dls) or kwargs.get("n_out") or n_labels)
@@ -236,26 +230,15 @@ def crl_learner(
     device = getattr(dls, "device", None) or default_device()
     if mixed_precision and device.type != "cuda":
         raise ValueError("mixed_precision=True needs a CUDA device, and there is none: leave it off on a CPU.")
-    splitter = kwargs.pop("splitter", None)
-    if splitter is None:
-        splitter = model_meta.get(arch, {}).get("split", default_split) if not isinstance(arch, str) else default_split
     rgb_stem = pretrained and not isinstance(arch, str) and n_in > 3  # timm spreads the RGB filters by itself
     if rgb_stem:
-        splitter = StemSplitter(splitter)
+        split = kwargs.get("splitter") or model_meta.get(arch, {}).get("split", default_split)
+        kwargs["splitter"] = StemSplitter(split)
     if not get_c(dls):
         kwargs.setdefault("n_out", n_labels)
     if not hasattr(dls, "after_batch"):
         kwargs.setdefault("normalize", False)  # loaders of torch have no batch transforms
-    plain = vision_learner(
-        dls,
-        arch,
-        loss_func=loss_func,
-        n_in=n_in,
-        pretrained=pretrained,
-        metrics=metrics,
-        splitter=splitter,
-        **kwargs,
-    )
+    plain = vision_learner(dls, arch, loss_func=loss_func, n_in=n_in, pretrained=pretrained, metrics=metrics, **kwargs)
     if rgb_stem:
         spread_rgb(plain.model)
     if counts is not None and not single_label:

@@ -64,7 +64,6 @@ def test_multi_label_defaults(hpa_dls):
         ({"average": "triplet", "rho": 0.3}, ("ranking", "triplet", 0.3)),
         ({"criterion": "relative"}, ("relative", "triplet", 0.5)),
         ({"criterion": "ranking"}, ("ranking", "label", 1.0)),
-        ({"loss_func": CRLLoss(k=3)}, ("relative", "triplet", 0.5)),
     ],
 )
 def test_default_criterion(hpa_dls, options, expected):
@@ -117,11 +116,9 @@ def test_three_channels(hpa):
     assert stem_of(crl_learner(dls, xresnet18).model).in_channels == 3
 
 
-def test_a_crl_loss_is_taken_apart(hpa_dls):
-    base = nn.BCEWithLogitsLoss()
-    learn = crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(base, alpha=0.3, k=9, margin=0.2))
-    assert learn.loss_func.func is base and learn.crl.alpha == 0.3
-    assert (learn.crl.term.k, learn.crl.term.margin) == (9, 0.2)
+def test_a_crl_loss_is_refused(hpa_dls):
+    with pytest.raises(ValueError, match=r"loss_func is a CRLLoss.*give its base loss"):
+        crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(k=9))
 
 
 class Pretrained:
@@ -266,7 +263,6 @@ def test_a_callback_of_the_user_takes_the_place_of_ours(hpa_dls, tmp_path):
         ({"alpha": 0.3}, "alpha"),
         ({"schedule": [1.0]}, "schedule"),
         ({"k": 3, "criterion": "relative"}, "k, criterion"),
-        ({"loss_func": CRLLoss()}, "loss_func=CRLLoss"),
     ],
 )
 def test_options_beside_a_callback_of_the_user(hpa_dls, options, named):
@@ -276,12 +272,6 @@ def test_options_beside_a_callback_of_the_user(hpa_dls, options, named):
         crl_learner(hpa_dls, xresnet18, cbs=[CRLCallback(), CRLCallback()])
     with pytest.raises(ValueError, match=f"cbs has a CRLCallback.*give {named} to it"):
         crl_learner(hpa_dls, xresnet18, cbs=CRLCallback, **options)
-
-
-@pytest.mark.parametrize(("options", "named"), [({"alpha": 0.3}, "alpha"), ({"k": 3}, "k"), ({"shift": None}, "shift")])
-def test_options_beside_a_crl_loss(hpa_dls, options, named):
-    with pytest.raises(ValueError, match=f"loss_func is a CRLLoss.*give {named} to it"):
-        crl_learner(hpa_dls, xresnet18, loss_func=CRLLoss(), **options)
 
 
 def flat(n_out):

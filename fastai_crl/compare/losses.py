@@ -119,8 +119,12 @@ def compare_losses(
         A `Comparison`.
 
     Raises:
-        ValueError: see `compare_learners` and `crl_learner`.
+        ValueError: loss_func, alpha or n_epoch, which arms have of their own; see `compare_learners`, `crl_learner`.
     """
+    if own := sorted({"loss_func", "alpha", "n_epoch"} & set(kwargs)):
+        raise ValueError(
+            f"{', '.join(own)}: each arm has its own; give an arm of yours, arms={{'mine': ...}}, or epochs=."
+        )
     made = loss_arms(arch, is_single_label(dls), pretrained=pretrained, **kwargs) | dict(arms or {})
     chosen = {name: arm for name, arm in made.items() if arm is not None}
     epochs = 10 if epochs is None else epochs

@@ -15,6 +15,7 @@ from .metrics import (
     label_report,
 )
 from .predictions import EpochPreds, predict_probabilities
+from .recall import RecallAtLeast
 from .shift import shift_thresholds, training_probabilities
 from .thresholds import FittedThresholds, fit_thresholds
 
@@ -29,6 +30,7 @@ __all__ = [
     "MeanAPByGroup",
     "MeanAUROC",
     "MicroF1",
+    "RecallAtLeast",
     "decide",
     "fit_thresholds",
     "frequency_groups",

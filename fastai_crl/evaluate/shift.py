@@ -21,6 +21,12 @@ def log_odds(p: ArrayLike) -> np.ndarray:
     return logit(np.clip(p, _TINY, 1 - np.finfo(float).epsneg))
 
 
+def midway(low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Return what lies midway, but below `high` even where no number lies between."""
+    middle = (np.asarray(low, float) + high) / 2
+    return np.where(middle < high, middle, low)
+
+
 def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = False) -> np.ndarray:
     """Return the log-odds (C,) of frequencies; single-label, their logarithms.
 

@@ -3,7 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,11 @@ from sklearn.model_selection import StratifiedKFold
 
 from fastai_crl._checks import check_choice, whole_number
 
-from .by_label import balanced_by_label, f1_by_label
+from .by_label import balanced_by_label, f1_by_label, recall_by_label
 from .decisions import as_array, as_probabilities, as_targets, decide
-from .shift import frequency_odds, log_odds, shift_thresholds, shifted_classes
+from .own_measure import Measure, fit_measure, measured
+from .recall import RecallAtLeast
+from .shift import frequency_odds, log_odds, midway, shift_thresholds, shifted_classes
 
 How = Literal["f1", "balanced", "rate", "shift"]
 _SHIFTS = np.linspace(-3, 3, 121)
@@ -26,10 +28,10 @@ _Curve = tuple[np.ndarray, np.ndarray]  # cuts, each the lowest score of a yes, 
 class FittedThresholds(NamedTuple):
     """Thresholds (C,), float64, and what they are worth: a DataFrame with one row per label.
 
-    Its columns: `positives`; `threshold`; and F1, or balanced accuracy where that was fitted, at 0.5 (`fixed`), at
-    `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by thresholds that never
-    saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, how much of the gain is
-    over-fitting. NaN for a label without positives, so that `report.mean()` is over the others.
+    Its columns: `positives`; `threshold`; and F1, or balanced accuracy or recall where that was fitted, at 0.5
+    (`fixed`), at `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by
+    thresholds that never saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, how much of the gain
+    is over-fitting. NaN for a label without positives, so that `report.mean()` is over the others.
 
     Example:
         >>> probs = [[0.1], [0.2], [0.3], [0.4]] * 5
@@ -46,11 +48,16 @@ class FittedThresholds(NamedTuple):
         """The one number behind thresholds that were fitted with `how="shift"`; None for others."""
         return self.report.attrs.get("shift")
 
+    @property
+    def measure(self) -> dict[str, float] | None:
+        """A measure of one's own: `fixed`, `in_sample` and `cross_fitted`, as in the report; None for others."""
+        return self.report.attrs.get("measure")
+
 
 def fit_thresholds(
     probs: ArrayLike,
     targets: ArrayLike,
-    how: How = "f1",
+    how: How | RecallAtLeast | Measure = "f1",
     rates: ArrayLike | None = None,
     shrink: float = 3.0,
     folds: int = 5,
@@ -72,11 +79,15 @@ def fit_thresholds(
         how: `"f1"`: highest F1; `"balanced"`: highest (true positive rate + true negative rate)/2; `"rate"`: as many
             yes as `rates` says; `"shift"`: highest mean F1 of all labels by one number s, the thresholds of logits +
             s·logit(frequency) (see `shift_thresholds`), for which labels with three positives are enough. With class
-            indices: of the likeliest class of logits + s·log(frequency), the highest probability / threshold.
+            indices: of the likeliest class of logits + s·log(frequency), the highest probability / threshold. A
+            `RecallAtLeast`: the largest with that recall; column `promised` of the report says for which labels. Any
+            function of (targets, decisions), (n, C) bool each, such as scikit-learn's: that of the highest value, as
+            far as moving one label at a time finds it; the report has F1, and `measure` what the function says. It is
+            called up to folds x repeats x (50 + 32 C) times.
         rates: (C,) shares of samples to say yes to, for `"rate"`: for instance the labels' rates in the training set.
             Default: those of `targets`.
         shrink: positives at which a label's own threshold and the common one weigh the same, ≥ 0; 0: no shrinkage,
-            `inf`: one threshold for all. For `"f1"` and `"balanced"`.
+            `inf`: one threshold for all. For `"f1"`, `"balanced"` and a function.
         folds: parts of a split, at least 2; thresholds are fitted on (folds - 1)/folds of the samples.
         repeats: splits to fit in, at least 1.
         seed: of the splits.
@@ -88,7 +99,7 @@ def fit_thresholds(
 
     Raises:
         ValueError: arrays that do not fit each other or their ranges, no positive at all, unknown how, options out of
-            range.
+            range, a function that gives no finite number. Labels whose recall cannot be promised are a warning.
     """
     probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
     seed = whole_number("seed", seed, 0, "give a whole number, from 0 to 2**32 - repeats", 2**32 - repeats)
@@ -106,11 +117,13 @@ def fit_thresholds(
     if how == "shift":
         frequency = targets.mean(0) if frequency is None else frequency
         fit_shift = _shift_fitter(probs, targets, frequency_odds(frequency, n_classes, single_label), single_label)
-    score = balanced_by_label if how == "balanced" else f1_by_label
-    splits, shifts, crossed = [], [], []
+    promise, measure = how if isinstance(how, RecallAtLeast) else None, how if callable(how) else None
+    score = recall_by_label if promise else balanced_by_label if how == "balanced" else f1_by_label
+    splits, shifts, crossed, values = [], [], [], []
     for repeat in range(repeats):
-        if single_label:
-            fold = np.repeat(_folds(targets.argmax(1), folds, seed + repeat)[:, None], n_classes, 1)
+        if single_label or measure:  # whole rows
+            kind = targets.argmax(1) if single_label else _rarest(targets, folds)
+            fold = np.repeat(_folds(kind, folds, seed + repeat)[:, None], n_classes, 1)
         else:
             fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
         chosen = np.zeros_like(targets)
@@ -123,27 +136,43 @@ def fit_thresholds(
             elif how == "shift":
                 shifts.append(fit_shift(seen))
                 found = shift_thresholds(shifts[-1], frequency, single_label)
+            elif promise:
+                found = promise.fit(probs, targets, seen)[0]
+            elif measure:
+                found = fit_measure(measure, probs[seen[:, 0]], targets[seen[:, 0]], shrink)
             else:
                 found = _fit_scores(probs, targets, seen, how, shrink)
             splits.append(found)
             chosen |= decide(probs, found, single_label=single_label) & ~seen
         crossed.append(score(targets, chosen))
+        values.append(measured(measure, targets, chosen) if measure else 0.0)
     if how == "shift":
         thresholds = shift_thresholds(float(np.mean(shifts)), frequency, single_label)
+    elif promise:  # of all samples: a mean would promise nothing
+        thresholds, promised = promise.fit(probs, targets, np.ones_like(targets))
     else:
         thresholds = expit(np.mean([log_odds(t) for t in splits], 0))
     known = targets.any(0)
+    fixed, in_sample = (decide(probs, cuts, single_label=single_label) for cuts in (0.5, thresholds))
     table = {
         "positives": targets.sum(0),
         "threshold": thresholds,
-        "fixed": np.where(known, score(targets, decide(probs, single_label=single_label)), np.nan),
-        "in_sample": np.where(known, score(targets, decide(probs, thresholds, single_label=single_label)), np.nan),
+        "fixed": np.where(known, score(targets, fixed), np.nan),
+        "in_sample": np.where(known, score(targets, in_sample), np.nan),
         "cross_fitted": np.where(known, np.mean(crossed, 0), np.nan),
     }
     report = pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))
     report["optimism"] = report.in_sample - report.cross_fitted
     if shifts:
         report.attrs["shift"] = float(np.mean(shifts))
+    if measure:
+        whole = {"fixed": fixed, "in_sample": in_sample}
+        report.attrs["measure"] = {name: measured(measure, targets, made) for name, made in whole.items()}
+        report.attrs["measure"]["cross_fitted"] = float(np.mean(values))
+    if promise:
+        report["promised"] = promised
+        if few := list(report.index[~promised]):
+            warnings.warn(promise.too_few(few), stacklevel=2)
     return FittedThresholds(thresholds, report)
 
 
@@ -188,7 +217,7 @@ def _fit_scores(probs: np.ndarray, targets: np.ndarray, seen: np.ndarray, how: s
         return np.full(len(curves), 0.5)
     edges = np.unique(np.quantile(probs[targets & seen], np.linspace(0, 1, 101)))
     edges = edges[edges > 0]
-    cuts = _between(np.r_[0, edges[:-1]], edges) if len(edges) else np.array([0.5])
+    cuts = midway(np.r_[0, edges[:-1]], edges) if len(edges) else np.array([0.5])
     common = cuts[np.mean([_at(curve, cuts) for curve in known], 0).argmax()]
     own = np.array([common if curve is None else _best(*curve) for curve in curves])
     weight = 1 / (1 + shrink / np.maximum((targets & seen).sum(0), 1))
@@ -208,7 +237,7 @@ def _curve(p: np.ndarray, y: np.ndarray, how: str) -> _Curve:
 def _best(cuts: np.ndarray, values: np.ndarray) -> float:
     """Of the thresholds with the best value, the highest, midway between two scores."""
     i = values[cuts > 0].argmax()  # no threshold is below a score of 0
-    return float(_between(np.r_[cuts, 0][i + 1], min(cuts[i], 1)))
+    return float(midway(np.r_[cuts, 0][i + 1], min(cuts[i], 1)))
 
 
 def _at(curve: _Curve, thresholds: np.ndarray) -> np.ndarray:
@@ -219,15 +248,9 @@ def _at(curve: _Curve, thresholds: np.ndarray) -> np.ndarray:
 
 def _rate_cut(p: np.ndarray, rate: float) -> float:
     scores = np.unique(p)
-    cuts = _between(np.r_[0, scores], np.r_[scores, 1])  # below each score, and above all
+    cuts = midway(np.r_[0, scores], np.r_[scores, 1])  # below each score, and above all
     yes = len(p) - np.searchsorted(np.sort(p), cuts, side="right")
     return float(cuts[np.abs(yes - rate * len(p)).argmin()])
-
-
-def _between(low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Midway, but below `high` even where no number lies between."""
-    middle = (np.asarray(low, float) + high) / 2
-    return np.where(middle < high, middle, low)
 
 
 def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -240,6 +263,13 @@ def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
+def _rarest(targets: np.ndarray, folds: int) -> np.ndarray:
+    """Return the rarest label of each sample, (n,), C for one without any; all alike where none has `folds` samples."""
+    rarity = np.where(targets, targets.sum(0), len(targets) + 1)
+    label = np.where(targets.any(1), rarity.argmin(1), targets.shape[1])
+    return label if np.bincount(label).max() >= folds else np.zeros_like(label)
+
+
 def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
     rates = as_array(rates).astype(float)
     if rates.shape != (n_classes,) or not ((rates >= 0) & (rates <= 1)).all():
@@ -248,9 +278,10 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 
 
 def _check(
-    probs: ArrayLike, targets: ArrayLike, how: str, shrink: float, folds: int, repeats: int
+    probs: ArrayLike, targets: ArrayLike, how: Any, shrink: float, folds: int, repeats: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    check_choice("how", how, get_args(How))
+    if not callable(how) and not isinstance(how, RecallAtLeast):
+        check_choice("how", how, get_args(How))
     probs = as_probabilities(probs).astype(float)
     targets, single_label = as_targets(targets, probs.shape)
     if single_label and how != "shift":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._checks import offenders
-from fastai_crl._fastai import activation_of, pipelines, transforms
+from fastai_crl._fastai import activation_of
 from fastai_crl._files import replace_file
 from fastai_crl.distributed import process_rank
 from fastai_crl.evaluate.decider import threshold_in_use
 from fastai_crl.evaluate.decisions import check_thresholds, decide
 from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.images.image_set import ImageSet
-from fastai_crl.images.open import OpenMultiChannel
 from fastai_crl.task import is_single_label
 
 from .parts import Parts
@@ -38,7 +37,6 @@ def write_submission(
     folder: str | Path,
     fname: str | Path = "submission.csv",
     thresh: float | ArrayLike | Mapping[Any, float] | None = None,
-    pattern: str | None = None,
     tta: Callable[..., tuple[Tensor, ...]] | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -46,7 +44,8 @@ def write_submission(
     subfolders: bool = False,
     delim: str = " ",
     at_least_one: bool = True,
-    **kwargs: Any,
+    bs: int | None = None,
+    num_workers: int | None = None,
 ) -> pd.DataFrame | None:
     """Predict every image of a folder and write a csv in Kaggle's form: `Id,Predicted`, labels separated by spaces.
 
@@ -61,12 +60,11 @@ def write_submission(
     Args:
         learn: a learner on `HPADataLoaders`, or one loaded from its export. Multi-label or single-label (one
             class is then the decision, see `decide`).
-        folder: holds the images.
+        folder: holds the images, their files named as those of the training.
         fname: csv to write; its folder is made if need be. A file that is there keeps its mode, a link stays one.
         thresh: labels of a probability above it are predicted, 0 to 1: one for all labels, C in the order of the vocab,
             or a mapping from every label to its own. Default: what the learner itself decides by: what `set_thresholds`
             gave it, else 0.5.
-        pattern: names of the files, see `MultiChannelBlock`. Default: as in training.
         tta: test-time augmentation, a function in place of `Learner.get_preds`, called as `tta(learn, dl=dl)`, that
             returns the probabilities (n,C) first; for instance `d4_tta`.
         resume: continue a run that was killed; False starts afresh.
@@ -76,7 +74,8 @@ def write_submission(
         subfolders: without `ids`, look for images in the folders inside, too.
         delim: between two labels of an image.
         at_least_one: an image that reaches no threshold gets its likeliest label; False leaves it without.
-        **kwargs: of the data loader, such as bs and num_workers.
+        bs: images of a batch. Default, of the next too: as for validation.
+        num_workers: processes that load images.
 
     Returns:
         DataFrame of `Id`, `Predicted`, in the order of the ids; None in other processes than the first.
@@ -104,7 +103,7 @@ def write_submission(
         fix = f"They would be read back as others: pass another delim= than {delim!r}, such as '|', or rename them."
         raise ValueError(offenders("Labels that hold the delimiter", list(map(repr, bad)), fix))
     cuts = check_thresholds(threshold_in_use(learn) if thresh is None else thresh, len(vocab), vocab)
-    images = learn.dls.images.with_(folder=folder, pattern=learn.dls.images.pattern if pattern is None else pattern)
+    images = learn.dls.images.with_(folder=folder)
     ids = [ids] if isinstance(ids, str) else list(images.ids(subfolders) if ids is None else map(str, ids))
     if not ids:
         raise ValueError("ids= holds no id: there is nothing to predict.")
@@ -114,10 +113,10 @@ def write_submission(
     if fname.is_dir():
         raise ValueError(f"fname={str(fname)!r} is a folder: give the name of a file in it, such as submission.csv.")
     prefixes = [images.folder / i for i in ids]
-    quiet = learn.no_bar() if hasattr(learn, "progress") else nullcontext()
-    with _opening_as(learn, images), quiet:
-        first = learn.dls.test_dl(prefixes[:1], **kwargs | {"bs": 1, "num_workers": 0}).one_batch()[0]
-        bs = learn.dls.test_dl(prefixes[:1], **kwargs).bs
+    bs = learn.dls.valid.bs if bs is None else bs
+    loading = {"bs": bs} | ({} if num_workers is None else {"num_workers": num_workers})
+    with learn.no_bar() if hasattr(learn, "progress") else nullcontext():
+        first = learn.dls.test_dl(prefixes[:1], bs=1, num_workers=0).one_batch()[0]
         depends_on = (ids, _files(images, ids), vocab, first, bs, tta, *_network(learn, len(vocab), single_label))
         parts = Parts(fname, depends_on)
         # Whole batches, the same as in a run that was never interrupted: their results agree to the last bit.
@@ -126,7 +125,7 @@ def write_submission(
         with parts.open(resume):
             todo = [k for k, part in enumerate(rows) if parts.read(k, len(ids[part]), len(vocab)) is None]
             for k in progress_bar(todo, leave=False) if progress else todo:
-                dl = learn.dls.test_dl(prefixes[rows[k]], **kwargs)
+                dl = learn.dls.test_dl(prefixes[rows[k]], **loading)
                 parts.write(k, predict_probabilities(learn, dl=dl, predict=tta, rows=ids[rows[k]])[0].numpy())
             probs = np.concatenate([parts.read(k, len(ids[part]), len(vocab)) for k, part in enumerate(rows)])
             chosen = decide(probs, cuts, at_least_one, single_label)
@@ -141,9 +140,7 @@ def write_submission(
     return table
 
 
-# ---------------------------------------------------------------- what predictions depend on
-
-
+# ---- what predictions depend on ----
 def _files(images: ImageSet, ids: list[str]) -> list[tuple[Any, ...]]:
     """Return which files hold the images, and what changes when one of them does."""
     files = [(str(f), f.stat()) for i in ids for f in images.files(i)]
@@ -158,21 +155,3 @@ def _network(learn: Learner, n_classes: int, single_label: bool) -> tuple[Any, .
     model = getattr(model, "_orig_mod", model)  # of a compiled model the one that was compiled
     activation = activation_of(learn.loss_func, single_label)(grid)
     return model, activation, str(precision), str(learn.dls.device), version("torch")
-
-
-# ---------------------------------------------------------------- images
-
-
-@contextmanager
-def _opening_as(learn: Learner, images: ImageSet) -> Iterator[None]:
-    """Have the learner's loaders open files named as `images` says, which may differ from those of the training."""
-    openers = [f for p in pipelines(learn.dls) for f in transforms(p) if isinstance(f, OpenMultiChannel)]
-    openers = [f for f in openers if f.images.pattern != images.pattern]
-    before = [(f.images, f.cache) for f in openers]
-    for f in openers:  # a cache holds the files of the training's names
-        f.images, f.cache = f.images.with_(pattern=images.pattern), None
-    try:
-        yield
-    finally:
-        for f, kept in zip(openers, before, strict=True):
-            f.images, f.cache = kept

@@ -7,12 +7,11 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import to_float
 from fastcore.basics import noop
-from fastcore.foundation import L
 from torch import Tensor
 
 from fastai_crl._fastai import activation_of, alone, as_validation, inner_loader
 from fastai_crl.augment import d4
-from fastai_crl.evaluate.predictions import in_order, loader_of
+from fastai_crl.evaluate.predictions import in_order
 from fastai_crl.task import is_single_label
 
 
@@ -25,11 +24,7 @@ class _D4Predictions(Callback):
 
     order = 1  # right after GatherPredsCallback
 
-    def __init__(self, act: Callable[[Tensor], Tensor] | None):
-        self.act = act
-
-    def before_validate(self) -> None:
-        self.known = self.act
+    act: Callable[[Tensor], Tensor] | None = None  # that of the loss, known with the first batch
 
     def before_batch(self) -> None:
         x = self.xb[0]
@@ -42,41 +37,32 @@ class _D4Predictions(Callback):
     def after_loss(self) -> None:
         x, *others = self.xb
         n = 8 if x.shape[-2] == x.shape[-1] else 4
-        if self.known is None:
+        if self.act is None:
             single_label = is_single_label(self.yb[0] if len(self.yb) else self.dls, self.pred.shape[-1])
-            self.known = activation_of(self.loss_func, single_label)
-        self.plain, total = self.pred, self.known(to_float(self.pred))
+            self.act = activation_of(self.loss_func, single_label)
+        self.plain, total = self.pred, self.act(to_float(self.pred))
         for k in range(1, n):
-            total = total + self.known(to_float(self.model(d4(x, k), *others)))
+            total = total + self.act(to_float(self.model(d4(x, k), *others)))
         self.learn.pred = total / n
 
     def after_batch(self) -> None:
         self.learn.pred, self.plain = self.plain, None
 
 
-def d4_tta(
-    learn: Learner,
-    ds_idx: int = 1,
-    dl: Any = None,
-    act: Callable[[Tensor], Tensor] | None = None,
-    cbs: Any = None,
-    **kwargs: Any,
-) -> tuple[Tensor, ...]:
+def d4_tta(learn: Learner, ds_idx: int = 1, dl: Any = None, **kwargs: Any) -> tuple[Tensor, ...]:
     """Predict with the mean over all flips and quarter turns of each image: `get_preds` with less variance.
 
     Eight exact variants (four, the flips and the half turn, of images that are not square), batch by batch, so the
     memory is that of `get_preds` and the time eight times its model's. No random augmentation takes part, not even on
-    training data. The activations are averaged, not the logits. Of several processes each that calls it predicts all,
-    alone.
+    training data. The probabilities are averaged, see `activation_of`, not the logits. Of several processes each that
+    calls it predicts all, alone.
 
     Args:
         learn: any learner whose first input is an image batch (B,C,H,W).
         ds_idx: the loader of `learn.dls`, as for `get_preds`.
         dl: a loader in its place.
-        act: activation. Default: that of the loss, see `activation_of`.
-        cbs: callbacks, as for `get_preds`.
-        **kwargs: as for `get_preds` (`with_decoded`, `with_input`, `reorder` ...). With `with_loss` the losses are
-            those of the images as they are.
+        **kwargs: as for `get_preds` (`cbs`, `with_decoded`, `with_input`, `reorder` ...). With `with_loss` the losses
+            are those of the images as they are.
 
     Returns:
         What `get_preds` does: probabilities (n,C) and targets, on the CPU, in the order of the data set.
@@ -84,9 +70,6 @@ def d4_tta(
     Raises:
         ValueError: inputs that are not image batches.
     """
-    if dl is None:
-        loader = loader_of(learn, ds_idx)
-        dl = loader.new(shuffle=False, drop_last=False) if hasattr(loader, "new") else in_order(learn, ds_idx)
-    dl = inner_loader(dl)
-    with alone(learn), as_validation(dl):
-        return learn.get_preds(dl=dl, act=noop, cbs=[*L(cbs), _D4Predictions(act)], **kwargs)
+    dl = in_order(learn, ds_idx) if dl is None else inner_loader(dl)
+    with alone(learn), as_validation(dl), learn.added_cbs(_D4Predictions()):
+        return learn.get_preds(dl=dl, act=noop, **kwargs)

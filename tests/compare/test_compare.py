@@ -312,6 +312,8 @@ def test_a_pretrained_network_is_fine_tuned(single_label_dls, tmp_path, monkeypa
     monkeypatch.setattr("fastai_crl.compare.losses.compare_learners", lambda *args: fits.append(args))
     compare_losses(single_label_dls, small, pretrained=True, epochs=3, out=tmp_path)
     compare_losses(single_label_dls, small, out=tmp_path)
+    with pytest.raises(ValueError, match="alpha, loss_func: each arm has its own"):
+        compare_losses(single_label_dls, small, out=tmp_path, loss_func="focal", alpha=0.5)
     assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3, at_lr=False)", 3), ("None", 10)]
 
 

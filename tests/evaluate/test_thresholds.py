@@ -1,6 +1,7 @@
 """Thresholds against an exhaustive search, their report against decisions made by hand, and their life in a learner."""
 
-from itertools import pairwise
+import math
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from torch import nn
 
+from fastai_crl.evaluate import own_measure
 from fastai_crl.evaluate import thresholds as module
 from fastai_crl.evaluate.decider import set_thresholds, threshold_in_use, thresholds_of
 from fastai_crl.evaluate.metrics import macro_f1
 from fastai_crl.evaluate.predictions import predict_probabilities
+from fastai_crl.evaluate.recall import RecallAtLeast
 from fastai_crl.evaluate.thresholds import fit_thresholds
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.crl_loss import CRLLoss
@@ -285,3 +288,131 @@ def test_learners_of_one_data_set_keep_apart(hpa_dls):
     assert first.loss_func is second.loss_func
     set_thresholds(first, 0.3)
     assert threshold_in_use(first) == 0.3 and threshold_in_use(second) == 0.5
+
+
+# ---- a measure of one's own ----
+
+
+def mean_over_samples(targets, chosen):
+    "Mean F1 of each sample's labels, which no label can be asked for alone."
+    return skm.f1_score(targets, chosen, average="samples", zero_division=1)
+
+
+def cost(targets, chosen):
+    "A label that is missed costs ten times one that is given falsely."
+    return -float(10 * (targets & ~chosen).sum() + (chosen & ~targets).sum())
+
+
+def f2(targets, chosen):
+    return skm.fbeta_score(targets, chosen, beta=2, average="macro", zero_division=0)
+
+
+@pytest.mark.parametrize("measure", [f2, mean_over_samples, cost])
+def test_a_measure_of_ones_own(measure):
+    p, y = sample(300)
+    fitted = fit_thresholds(p, y, measure, repeats=1)
+    by_f1 = fit_thresholds(p, y).thresholds
+    assert set(fitted.measure) == {"fixed", "in_sample", "cross_fitted"} and fit_thresholds(p, y).measure is None
+    assert fitted.measure["fixed"] == pytest.approx(measure(y == 1, p > 0.5))
+    assert fitted.measure["in_sample"] == pytest.approx(measure(y == 1, p > fitted.thresholds))
+    assert fitted.measure["in_sample"] > max(fitted.measure["fixed"], measure(y == 1, p > by_f1))
+    assert fitted.measure["cross_fitted"] > fitted.measure["fixed"]
+    again = fit_thresholds(p, y, measure, repeats=1)
+    assert np.array_equal(again.thresholds, fitted.thresholds)
+    assert not np.array_equal(fit_thresholds(p, y, measure, repeats=1, seed=5).thresholds, fitted.thresholds)
+
+
+@given(st.integers(0, 999), st.sampled_from([1, 2]))
+@settings(max_examples=15, deadline=None)
+def test_own_measures_find_the_best_thresholds_of_few_labels(seed, n_classes):
+    p, y = sample(14, seed, (0.5, 0.4)[:n_classes])
+    if not y.any():
+        return
+    grid = [sorted({0.0, *(t - 1e-9 for t in column), 1.0}) for column in p.astype(float).T]
+    every = [cost(y == 1, p > np.array(t)) for t in product(*grid)]
+    found = own_measure.fit_measure(cost, p.astype(float), y == 1, 0)
+    assert cost(y == 1, p > found) == max(every)  # labels do not meet in it: each at its best is the best
+
+
+def test_a_measure_of_few_samples_whose_labels_are_all_rare():
+    y = np.eye(10, dtype=int)
+    assert fit_thresholds(0.2 + 0.5 * y, y, cost, repeats=1).measure["in_sample"] == 0
+
+
+def test_a_measure_that_forbids_a_yes_has_none():
+    p, y = sample(200)
+    found = own_measure.fit_measure(lambda targets, chosen: -chosen.sum(), p.astype(float), y == 1, 0)
+    assert not (p > found).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, "0.5", [0.5], np.array([1.0, 2.0])])
+def test_a_measure_gives_one_finite_number(value):
+    with pytest.raises(ValueError, match=r"gave .*one finite number, the higher the better, of targets and decisions"):
+        fit_thresholds(*sample(60), lambda targets, chosen: value)
+
+
+def test_a_measure_and_a_recall_are_for_several_labels():
+    for how in (cost, RecallAtLeast(0.9)):
+        with pytest.raises(ValueError, match="targets are class indices"):
+            fit_thresholds(np.full((20, 3), 1 / 3), np.arange(20) % 3, how)
+
+
+# ---- a recall that is promised ----
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=60),
+    st.sampled_from([0.5, 0.7, 0.9]),
+    st.sampled_from([0.6, 0.9]),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_largest_threshold_of_a_recall(rows, recall, confidence):
+    p, y = np.array([r[0] / 31 for r in rows]), np.array([r[1] for r in rows])
+    found, promised = RecallAtLeast(recall, confidence)._fit(p, y)
+    n = int(y.sum())
+    tail = [sum(math.comb(n, i) * (1 - recall) ** i * recall ** (n - i) for i in range(m + 1)) for m in range(n)]
+    may_miss = max((m for m in range(n) if tail[m] <= 1 - confidence + 1e-12), default=None)
+    assert promised == (may_miss is not None) == (n >= RecallAtLeast(recall, confidence).needed)
+    if n == 0:
+        assert found == 0.5
+        return
+    missed = [sum(1 for s in p[y] if s <= t) for t in [0.0, *sorted(set(p.tolist()))]]
+    best = max(m for m in missed if m <= (may_miss or 0))
+    assert sum(1 for s in p[y] if s <= found) == best
+    higher = [t for t in p if t > found]  # one at the next score would miss more
+    assert higher and any(is_one and s == min(higher) for s, is_one in zip(p, y, strict=True))
+
+
+def test_a_promised_recall_holds_as_often_as_promised():
+    rng, how, kept = np.random.default_rng(0), RecallAtLeast(0.8, 0.9), []
+    for _ in range(2000):
+        scores = rng.random(60)
+        threshold, promised = how._fit(scores, np.ones(60, bool))
+        kept.append(1 - threshold >= 0.8)  # of uniform scores the recall of a threshold t is 1 - t
+        assert promised
+    assert 0.88 < np.mean(kept) < 0.98  # 0.9 or a little more, as positives are whole
+
+
+def test_labels_with_too_few_positives_for_a_recall_are_named():
+    p, y = sample(400)
+    y[:, 2] = 0
+    p = np.c_[p, p[:, 2]]
+    y = np.c_[y, np.arange(400) < 3]
+    with pytest.warns(UserWarning, match=r"0.9 cannot be promised with confidence 0.95 .2 in all.: c, d. They"):
+        fitted = fit_thresholds(p, y, RecallAtLeast(0.9, 0.95), names=list("abcd"))
+    assert fitted.report.promised.tolist() == [True, True, False, False]
+    assert fitted.thresholds[2] == 0.5 and (p[:3, 3] > fitted.thresholds[3]).all()
+    for c in (0, 1):
+        assert fitted.report.in_sample.iloc[c] == np.mean(p[y[:, c] == 1, c] > fitted.thresholds[c]) >= 0.9
+    assert np.isnan(fitted.report.in_sample.iloc[2]) and fitted.report.cross_fitted.iloc[0] > 0.85
+
+
+def test_a_positive_of_score_0_is_found_by_no_threshold():
+    found = RecallAtLeast(0.5, 0.6).fit(np.zeros((20, 1)), np.ones((20, 1), bool), np.ones((20, 1), bool))
+    assert found[0].tolist() == [0] and found[1].tolist() == [False]
+
+
+@pytest.mark.parametrize("options", [(0,), (1,), (1.5,), (np.nan,), ("0.9",), (0.9, 0), (0.9, 1.0), (None,)])
+def test_what_a_recall_may_be(options):
+    with pytest.raises(ValueError, match="give a number above 0 and below 1"):
+        RecallAtLeast(*options)

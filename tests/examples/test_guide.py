@@ -111,6 +111,7 @@ def scope(path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Labels whose recall")  # the pictures of the tests are few
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if p != "extending.md"])
 def test_the_other_pages(page, scope):
     pytest.importorskip("timm")

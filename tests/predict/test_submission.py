@@ -532,23 +532,6 @@ def test_ids_and_folders_inside(plain, many, tmp_path):
     assert write_submission(plain, many, tmp_path / "w.csv", ids=some[0], progress=False).Id.tolist() == [some[0]]
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_files_named_otherwise_than_those_of_the_training(hpa, many, tmp_path, cache):
-    home = shutil.copytree(hpa, tmp_path / "hpa")
-    dls = HPADataLoaders.from_csv(home, size=32, bs=8, num_workers=0, cache=cache)
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(4 * 32 * 32, len(dls.vocab))), path=tmp_path)
-    expected = write_submission(learn, many, tmp_path / "s.csv", progress=False)
-    (tmp_path / "other").mkdir()
-    for file in many.iterdir():
-        i, c = file.stem.rsplit("_", 1)
-        shutil.copy(file, tmp_path / "other" / f"{c}-{i}.png")
-    found = write_submission(
-        learn, tmp_path / "other", tmp_path / "t.csv", pattern="{channel}-{id}.png", progress=False
-    )
-    assert found.equals(expected)
-    assert write_submission(learn, many, tmp_path / "u.csv", progress=False).equals(expected)  # as before
-
-
 def labelled(tmp_path, hpa, labels, **options):
     """A learner on the images of `hpa`, with other labels."""
     home = shutil.copytree(hpa, tmp_path / "home")
