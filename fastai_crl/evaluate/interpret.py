@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve
 
 from fastai_crl._checks import check_choice
 from fastai_crl.labels import label_counts, label_names
@@ -82,8 +82,8 @@ class CRLInterpretation:
     def report(self) -> pd.DataFrame:
         """`label_report`: one row per label, with its count in training and the triplets mined."""
         targets = self.targets.argmax(1) if self.single_label else self.targets
-        triplets = None if self.triplets is None else self.triplets.sum()
-        return label_report(self.probs, targets, self.names, self.thresh, triplets, self.counts)
+        table = label_report(self.probs, targets, self.names, self.thresh, self.counts)
+        return table if self.triplets is None else table.assign(triplets=self.triplets.sum().to_numpy())
 
     def column(self, label: str | int) -> int:
         """Return the column of a label, given by name or number; ValueError for an unknown one."""
@@ -267,11 +267,8 @@ class CRLInterpretation:
         shares = self.confusion().div(np.maximum(self.targets.sum(0), 1), axis=0)
         side = 0.25 * len(shares) + 2
         ax = _axes(ax, side + 1, side)
-        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        ax.set_xticks(range(len(shares)), shares.columns, rotation=90)
-        ax.set_yticks(range(len(shares)), shares.index)
-        ax.set(xlabel="given label", ylabel="true label")
-        ax.figure.colorbar(image, ax=ax, shrink=0.7)
+        display = ConfusionMatrixDisplay(shares.to_numpy(), display_labels=self.names)
+        display.plot(ax=ax, cmap="Blues", include_values=False, xticks_rotation=90, im_kw={"vmin": 0, "vmax": 1})
         return ax
 
     def plot_gain(self, baseline: CRLInterpretation, by: Literal["AP", "F1"] = "AP", ax: Axes | None = None) -> Axes:

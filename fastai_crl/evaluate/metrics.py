@@ -240,14 +240,12 @@ def label_report(
     targets: ArrayLike,
     names: Sequence[str] | None = None,
     thresh: float | ArrayLike = 0.5,
-    triplets: ArrayLike | None = None,
     counts: ArrayLike | None = None,
-    cuts: tuple[float, float] = (20, 100),
 ) -> pd.DataFrame:
     """One row per label, of the columns below.
 
     `support` (positives); `train`, `group` if `counts` are given; `precision`, `recall`, `F1`, `balanced` (accuracy) of
-    decisions at `threshold`; `AP`, `AUROC` and `ECE` of probabilities; `triplets` if given.
+    decisions at `threshold`; `AP`, `AUROC` and `ECE` of probabilities.
 
     Args:
         probs: (n, C) probabilities.
@@ -255,32 +253,27 @@ def label_report(
         names: C names for the rows; default the column numbers.
         thresh: a probability above it, one or (C,), is a yes. With class indices the decision is the largest
             probability instead, and there is no column `threshold`.
-        triplets: (C,) numbers of mined triplets.
         counts: (C,) positives in the training set.
-        cuts: of `frequency_groups`.
 
     Returns:
         A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
 
     Raises:
-        ValueError: values that are no probabilities; targets, thresholds, names, counts or triplets that do not fit.
+        ValueError: values that are no probabilities; targets, thresholds, names or counts that do not fit.
     """
     probs = as_probabilities(probs)
     true, chosen, single_label = decisions(probs, targets, thresh, names)
     n_classes = probs.shape[1]
-    columns = {"names": names, "triplets": triplets, "counts": counts}
-    for name, values in columns.items():
+    for name, values in {"names": names, "counts": counts}.items():
         if values is not None and len(values) != n_classes:
             raise ValueError(f"{name} has {len(values)} entries for {n_classes} labels: give one for each, in order.")
     table = {"support": true.sum(0)}
     if counts is not None:
-        table |= {"train": as_array(counts), "group": frequency_groups(counts, cuts)}
+        table |= {"train": as_array(counts), "group": frequency_groups(counts)}
     table |= {"precision": recall_by_label(chosen, true, 0), "recall": recall_by_label(true, chosen, 0)}
     table |= {"F1": f1_by_label(true, chosen), "balanced": balanced_by_label(true, chosen)}
     if not single_label:
         table["threshold"] = np.broadcast_to(check_thresholds(thresh, n_classes, names), n_classes)
     table["AP"], table["AUROC"] = ranking_by_label(probs, true)
     table["ECE"] = calibration_by_label(probs, true, 15)
-    if triplets is not None:
-        table["triplets"] = as_array(triplets)
     return pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))

@@ -4,7 +4,6 @@ from typing import Any
 
 from fastai.learner import Learner
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
 
 from fastai_crl.evaluate.decider import threshold_in_use
 from fastai_crl.evaluate.decisions import as_targets, decide
@@ -20,10 +19,11 @@ def show_predictions(
     dl: Any = None,
     max_n: int = 9,
     shuffle: bool = True,
-    thresh: float | ArrayLike | None = None,
     **kwargs: Any,
 ) -> list[Axes]:
     """Draw images of one batch with what the learner makes of them: labels found, missed, false, their probabilities.
+
+    The learner decides by its own thresholds where it has some, else at 0.5.
 
     Args:
         learn: on `TensorMultiChannel` images, multi-label or single-label (one class is decided for, see `decide`).
@@ -31,22 +31,20 @@ def show_predictions(
         dl: a loader in its place; without labels, as that of `test_dl`, the predicted ones are listed.
         max_n: images at the most.
         shuffle: another batch each time.
-        thresh: labels of a probability above it are predicted; one number, or one per label. Default: the learner's own
-            thresholds where it has some, else 0.5.
         kwargs: options of `draw_images`: channels, split, stretch, nrows, ncols, figsize, ctxs.
 
     Returns:
         The axes, one per panel, image after image.
 
     Raises:
-        ValueError: no image, thresholds that do not fit, no probabilities; what `draw_images` raises.
+        ValueError: no image, no probabilities; what `draw_images` raises.
     """
     dl = loader_of(learn, ds_idx).new(shuffle=shuffle) if dl is None else dl
     batch = dl.one_batch()
     probs, targets = predict_probabilities(learn, dl=[batch])
     probs, n_classes = probs.numpy(), probs.shape[1]
     single_label = is_single_label(learn.dls if targets is None else targets, n_classes)
-    chosen = decide(probs, threshold_in_use(learn) if thresh is None else thresh, single_label=single_label)
+    chosen = decide(probs, threshold_in_use(learn), single_label=single_label)
     targets = None if targets is None else as_targets(targets, probs.shape)[0]
     names = shown_names(learn.dls, n_classes)
     images = dl.show_batch(batch, max_n=max_n, show=False)[2].itemgot(0)

@@ -189,8 +189,8 @@ def test_frequency_groups():
 
 
 def test_label_report_by_hand():
-    table = label_report(PROBS, TARGETS, ["a", "b", "c"], triplets=[5, 0, 2], counts=[200, 30, 3])
-    assert table.support.tolist() == [2, 1, 0] and table.triplets.tolist() == [5, 0, 2]
+    table = label_report(PROBS, TARGETS, ["a", "b", "c"], counts=[200, 30, 3])
+    assert table.support.tolist() == [2, 1, 0]
     assert table.group.tolist() == ["head", "medium", "tail"] and table.train.tolist() == [200, 30, 3]
     assert table.precision.tolist() == pytest.approx([2 / 3, 1 / 2, 0])
     assert table.recall.tolist() == pytest.approx([1, 1, 0])

@@ -303,15 +303,16 @@ def test_show_predictions_multi_label(hpa):
             assert set(lines(ax)) == want
 
     check(predictions(learn, max_n=5), 0.5)
-    check(predictions(learn, max_n=5, thresh=0.52), 0.52)
+    learn.loss_func.thresh = 0.52
+    check(predictions(learn, max_n=5), 0.52)
     own = np.where(np.arange(28) % 9 == 3, 0.0, 0.99)
     learn.loss_func.thresh = torch.tensor(own)
     check(predictions(learn, max_n=5), own)
-    check(predictions(learn, max_n=5, thresh=0.5), 0.5)
     assert len(predictions(learn, max_n=2, split=True)) == 10
     inside(plt.gcf())
+    learn.loss_func.thresh = torch.tensor([0.5] * 3)
     with pytest.raises(ValueError, match="one per label"):
-        predictions(learn, thresh=[0.5] * 3)
+        predictions(learn)
 
 
 def test_every_image_gets_its_own_predictions(hpa):
