@@ -220,7 +220,6 @@ def main(
     arms: str = "",  # of these stages; default all
     first: int = 0,  # the first seed
     seeds: int = 3,  # the last seed and 1
-    epochs: int = 6,
     report_only: store_true = False,
 ):
     """Run what has not been run, or print the tables."""
@@ -232,7 +231,7 @@ def main(
         print(report(out_dir / "runs.csv", "valid"), report(out_dir / "runs.csv", "test"))
         return
     chosen = [a for s in stages.split(",") for a in STAGES[s] if not arms or a in arms.split(",")]
-    queue = Queue(out_dir, folder, Path(cache), epochs)
+    queue = Queue(out_dir, folder, Path(cache))
     for seed in range(first, seeds):
         for task in tasks.split(","):
             for arm in chosen:
