@@ -28,11 +28,8 @@ def hardest(values: Tensor, k: int, highest: bool, signed: bool = True) -> Tenso
     if values.dtype == torch.float64:
         return values.sort(dim=0, descending=highest, stable=True).indices[:k]
     index = torch.arange(len(values), device=values.device)[:, None]
-    return (
-        torch.add(index, _bits(values, signed), alpha=-(2**32) if highest else 2**32)
-        .topk(k, dim=0, largest=False)
-        .indices
-    )
+    key = torch.add(index, _bits(values, signed), alpha=-(2**32) if highest else 2**32)
+    return key.topk(k, dim=0, largest=False).indices
 
 
 def by_row(row: Tensor, values: Tensor, signed: bool = True) -> Tensor:
