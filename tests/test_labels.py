@@ -299,7 +299,7 @@ def test_labels_of_a_csv_that_are_corrected_between_two_fits(tmp_path, hpa, cach
     only[list(dls.vocab).index("0")] = 1
     assert counts.tolist() == (n * only).tolist() and torch.equal(drawn, only)
     assert alpha == 0.25  # of Ω near 1 the most that ranking takes
-    assert (dls.train.sampler.repeats() == 1).all() and len(dls.train) == n // 8
+    assert (dls.train.sampler.factors == 1).all() and len(dls.train) == n // 8
 
 
 def test_a_getter_runs_once_for_each_item_and_the_encoding_once_for_each_value():

@@ -1,7 +1,5 @@
 """What the batch transforms of `augment` share: draw on the CPU, apply on the device of the batch; checks."""
 
-import math
-
 import torch
 from fastai.torch_core import TensorImage
 from fasttransform import DisplayedTransform
@@ -13,22 +11,11 @@ def spread(n: int, p: float, *reach: float) -> Tensor:
     return torch.empty(len(reach), n).uniform_(-1, 1) * torch.tensor(reach)[:, None] * (torch.rand(n) < p)
 
 
-def log_uniform(n: int, low: float, high: float) -> Tensor:
-    """Draw n numbers from low to high, uniformly on the scale of their logarithms."""
-    return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()
-
-
 def check(low: float, high: float, **values: float) -> None:
     """Raise ValueError for a value outside low to high, by its name."""
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name}={value} must be in {low}..{high}.")
-
-
-def check_range(name: str, value: tuple[float, float], high: float, what: str) -> None:
-    """Raise ValueError unless value is (low, high) above 0 and up to `high`."""
-    if not 0 < value[0] <= value[1] <= high:
-        raise ValueError(f"{name}={value} must be (low, high) with 0 < low <= high <= {high}, {what}.")
 
 
 class BatchTransform(DisplayedTransform):

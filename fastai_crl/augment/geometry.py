@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastai_crl._checks import check_size
 
-from .base import BatchTransform, check, check_range, log_uniform, spread
+from .base import BatchTransform, check, spread
 
 
 def d4(x: Tensor, k: int) -> Tensor:
@@ -26,79 +26,57 @@ def d4(x: Tensor, k: int) -> Tensor:
     return x.mT if k & 4 else x
 
 
-def _sample(x: Tensor, theta: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return `x` resampled at the affine maps `theta`, six of (B,), mirrored at its edges; computed in float32."""
-    theta = torch.stack(theta, 1).view(-1, 2, 3).to(x.device, non_blocking=True)
-    grid = F.affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
-    return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False).to(x.dtype)
-
-
 class RandomAffine(BatchTransform):
-    """Rotate, zoom and translate in one resampling, bilinear, mirrored at the edges.
+    """Rotate and zoom in one resampling, bilinear, mirrored at the edges, computed in float32.
 
     Args:
         rotate: largest angle, degrees, either way.
         zoom: largest magnification, 1 or more; as much smaller as larger (log-uniform in 1/zoom..zoom).
-        translate: largest move, share of the side, 0 to 1, in each direction.
         p: probability of each image to be changed, 0 to 1; the others keep their values to about 1e-4.
     """
 
     order = 30
 
-    def __init__(self, rotate: float = 10.0, zoom: float = 1.1, translate: float = 0.0, p: float = 0.75):
+    def __init__(self, rotate: float = 10.0, zoom: float = 1.1, p: float = 0.75):
         super().__init__()
         check(0, 180, rotate=rotate)
         check(1, 10, zoom=zoom)
-        check(0, 1, translate=translate, p=p)
-        self.rotate, self.zoom, self.translate, self.p = rotate, zoom, translate, p
+        check(0, 1, p=p)
+        self.rotate, self.zoom, self.p = rotate, zoom, p
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Angle in radians, log of the magnification, move right and down in shares of the side: (4, B)."""
-        return spread(shape[0], self.p, math.radians(self.rotate), math.log(self.zoom), self.translate, self.translate)
+        """Angle in radians and log of the magnification: (2, B)."""
+        return spread(shape[0], self.p, math.radians(self.rotate), math.log(self.zoom))
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        angle, log_zoom, right, down = drawn
-        cos, sin = angle.cos() / log_zoom.exp(), angle.sin() / log_zoom.exp()
+        angle, log_zoom = drawn
+        cos, sin, zero = angle.cos() / log_zoom.exp(), angle.sin() / log_zoom.exp(), torch.zeros_like(angle)
         # From a place in the result to its source, both in -1..1 from edge to edge, hence the sides' ratio.
-        across, along = sin * (h / w), -sin * (w / h)
-        theta = [cos, across, -2 * (cos * right + across * down), along, cos, -2 * (along * right + cos * down)]
-        return _sample(x, theta, (h, w))
+        theta = torch.stack([cos, sin * (h / w), zero, -sin * (w / h), cos, zero], 1).view(-1, 2, 3)
+        grid = F.affine_grid(theta.to(x.device, non_blocking=True), list(x.shape), align_corners=False)
+        return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False).to(x.dtype)
 
 
 class RandomCropBatch(BatchTransform):
-    """Cut a place of its own out of each training image, the centre out of all others.
+    """Cut a place of its own out of each training image, the centre out of all others; nothing is resampled.
 
     Args:
-        size: side, or (height, width), of the result.
-        scale: None cuts exactly `size` pixels and resamples nothing. (low, high), shares of the image's area, is
-            Inception's random resized crop: the place has an area in that range, is resized to `size`, bilinear, and
-            is cut down where it would reach beyond the image (fastai and torchvision draw again instead). Nothing
-            smooths what shrinks to less than half. The centre is never resized.
-        ratio: with `scale`, range of width over height, log-uniform.
+        size: side, or (height, width), of the result in pixels.
     """
 
     order, split_idx = 32, None
 
-    def __init__(
-        self,
-        size: int | tuple[int, int],
-        scale: tuple[float, float] | None = None,
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    ):
+    def __init__(self, size: int | tuple[int, int]):
         super().__init__()
-        self.size = check_size(size)
-        if scale is not None:
-            check_range("scale", scale, 1, "shares of the area")
-        check_range("ratio", ratio, math.inf, "width over height")
-        self.scale, self.ratio, self.training = scale, ratio, False
+        self.size, self.training = check_size(size), False
 
     def __call__(self, b: Any, split_idx: int | None = None, **kwargs: Any) -> Any:
         self.training = split_idx == 0
         return super().__call__(b, split_idx=split_idx, **kwargs)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Top and left of the place in each image, pixels, (2, B); with `scale` also height and width, (4, B)."""
+        """Top and left of the place in each image, pixels, (2, B)."""
         n, _, h, w = shape
         spare = h - self.size[0], w - self.size[1]
         if min(spare) < 0:
@@ -108,23 +86,13 @@ class RandomCropBatch(BatchTransform):
             )
         if not self.training:
             return torch.tensor(spare)[:, None].expand(2, n) // 2
-        if self.scale is None:
-            return torch.stack([torch.randint(s + 1, (n,)) for s in spare])
-        area, ratio = torch.empty(n).uniform_(*self.scale) * h * w, log_uniform(n, *self.ratio)
-        height, width = (area / ratio).sqrt().clamp(max=h), (area * ratio).sqrt().clamp(max=w)
-        return torch.stack([torch.rand(n) * (h - height), torch.rand(n) * (w - width), height, width])
+        return torch.stack([torch.randint(s + 1, (n,)) for s in spare])
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        if len(drawn) == 2:
-            top, left = drawn.to(x.device, non_blocking=True)
-            # All places of that size are views; one gather copies those that were drawn.
-            places = x.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
-            return places[torch.arange(len(x), device=x.device), :, top, left]
-        top, left, height, width = drawn
-        zero = torch.zeros_like(top)
-        theta = [width / w, zero, (2 * left + width) / w - 1, zero, height / h, (2 * top + height) / h - 1]
-        return _sample(x, theta, self.size)
+        top, left = drawn.to(x.device, non_blocking=True)
+        # All places of that size are views; one gather copies those that were drawn.
+        places = x.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
+        return places[torch.arange(len(x), device=x.device), :, top, left]
 
 
 class RandomD4(BatchTransform):

@@ -11,11 +11,9 @@ def microscopy_transforms(
     flips: bool = True,
     rotate: float = 10.0,
     zoom: float = 1.1,
-    translate: float = 0.0,
     intensity: float = 0.1,
     noise: float = 0.0,
     cutout: float = 0.0,
-    scale: tuple[float, float] | None = None,
     p: float = 0.75,
 ) -> list[Transform]:
     """Return batch transforms for fluorescence images of any number of channels, for fastai's `batch_tfms`.
@@ -27,24 +25,20 @@ def microscopy_transforms(
         flips: the eight flips and quarter turns (`RandomD4`).
         rotate: largest angle in degrees, see `RandomAffine`.
         zoom: largest factor, see `RandomAffine`.
-        translate: largest share of the side, see `RandomAffine`.
         intensity: `gain` and `gamma` of `ChannelIntensity`.
         noise: `std` of `GaussianNoise`.
         cutout: `area` of `Cutout`.
-        scale: with `size`, the range of the place's area, see `RandomCropBatch`.
         p: probability of each image to be changed, for each of affine, intensity, noise and cutout.
 
     Raises:
-        ValueError: a value out of its range, or a scale without a size.
+        ValueError: a value out of its range.
     """
-    if scale is not None and size is None:
-        raise ValueError(f"scale={scale} needs a size: pass size=, the side of what is cut out.")
     tfms = {
-        RandomAffine(rotate, zoom, translate, p): rotate or zoom != 1 or translate,
-        RandomCropBatch(1 if size is None else size, scale): size is not None,
+        RandomAffine(rotate, zoom, p): rotate or zoom != 1,
+        RandomCropBatch(1 if size is None else size): size is not None,
         RandomD4(): flips,
-        ChannelIntensity(intensity, intensity, p=p): intensity,
+        ChannelIntensity(intensity, intensity, p): intensity,
         GaussianNoise(noise, p): noise,
-        Cutout(cutout, p=p): cutout,
+        Cutout(cutout, p): cutout,
     }
     return [t for t, wanted in tfms.items() if wanted]

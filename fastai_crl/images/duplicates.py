@@ -69,7 +69,6 @@ def cluster(prints: Fingerprints, max_distance: float = 0.03) -> np.ndarray:
         prints: what `fingerprints` returned.
         max_distance: images are alike if they have equal pixels or at most this share of their hash's bits differs.
     """
-    check_distance(max_distance)
     codes = pd.factorize(np.array(prints[0], dtype=object))[0]
     first = np.unique(codes, return_index=True)[1]
     signs = _signs(prints[1][first])

@@ -1,7 +1,6 @@
 """The image files of a data set as one value: where they lie, how they are named, and how their pixels are read."""
 
 import os
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,8 +21,6 @@ from .readers import check_intensity, check_white, header, read_planes
 from .tensor import TensorMultiChannel
 
 Size = int | tuple[int, int]
-
-_AT_ONCE = 64  # images that a thread checks before it hands over
 
 
 @dataclass(frozen=True)
@@ -166,15 +163,9 @@ class ImageSet:
             )
         wanted = [self.names(i) for i in ids]
         self._require([f for w in wanted for f in w], names)
-        first, *parts = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)] or [[]]
-        wall, busy = time.perf_counter(), time.thread_time()
-        found = self._probe(first)
-        waits = time.perf_counter() - wall > 2 * (time.thread_time() - busy)
-        # Threads wait for a disk side by side; where nothing waits, they would only be in each other's way.
-        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1)) if waits else 1) as pool:
-            probes = pool.map(self._probe, parts)
-            for part in progress_bar(probes, len(parts), leave=False) if len(ids) > 5000 else probes:
-                found += part
+        with ThreadPoolExecutor() as pool:  # more than there are cores: they wait for a disk side by side
+            probes = pool.map(self._probe, wanted)
+            found = list(progress_bar(probes, len(ids), leave=False) if len(ids) > 5000 else probes)
         damaged, odd, sizes = [], [], []
         for i, (hw, bad) in zip(ids, found, strict=True):
             damaged += bad
@@ -198,18 +189,15 @@ class ImageSet:
             )
         return Counter(sizes)
 
-    def _probe(self, images: list[list[str]]) -> list[tuple[list[tuple[int, int]], list[str]]]:
-        """Return, per image, (height, width) of its readable files, and the names of the others with the reason."""
-        probes, folder, n, full = [], str(self.folder), self.per_file, self.full
-        for files in images:
-            sizes, damaged = [], []
-            for file in files:
-                try:
-                    sizes.append(header(os.path.join(folder, file), n, full))
-                except (ValueError, OSError) as e:
-                    damaged.append(f"{os.path.basename(file)} ({e})")
-            probes.append((sizes, damaged))
-        return probes
+    def _probe(self, files: list[str]) -> tuple[list[tuple[int, int]], list[str]]:
+        """Return (height, width) of the readable files of an image, and the names of the others with the reason."""
+        sizes, damaged = [], []
+        for file in files:
+            try:
+                sizes.append(header(self.folder / file, self.per_file, self.full))
+            except (ValueError, OSError) as e:
+                damaged.append(f"{os.path.basename(file)} ({e})")
+        return sizes, damaged
 
     def _require(self, files: list[str], names: set[str]) -> None:
         """Raise FileNotFoundError for `files` that are neither among `names` nor in a sub-folder."""

@@ -15,7 +15,6 @@ import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -92,8 +91,8 @@ def changed(marks: np.ndarray, images: ImageSet, ids: Sequence[str]) -> tuple[np
 class Packed:
     """The images of a cache that `pack` has finished, read-only; pickles as a reference to its folder.
 
-    `ids` are the N ids in the order of the images, `channels` the C names, `shape` is (N,C,H,W). `images`, a memory
-    map, is for looking at: batches are read from the file, as a map of a file that is cut off ends the process.
+    `ids` are the N ids in the order of the images, `channels` the C names, `shape` is (N,C,H,W). Batches are read from
+    the file, not from a memory map of it: a map of a file that is cut off ends the process.
 
     Args:
         path: folder of the cache.
@@ -131,11 +130,6 @@ class Packed:
     @property
     def _fix(self) -> str:
         return f"Call pack again with the same arguments to mend it, or delete {self.path}."
-
-    @cached_property
-    def images(self) -> np.ndarray:
-        """The images as a memory map (N,C,H,W) uint8."""
-        return np.load(self.path / IMAGES, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -169,7 +169,3 @@ class EpochSampler:
     def indices(self, epoch: int = 0) -> np.ndarray:
         """Return the epoch's indices, (len(self),) long: the same for the same arguments."""
         raise NotImplementedError
-
-    def repeats(self, epoch: int = 0) -> np.ndarray:
-        """Return how often an epoch draws each sample, (n,)."""
-        return np.bincount(self.indices(epoch), minlength=self.labels.shape[0])

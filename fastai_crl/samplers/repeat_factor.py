@@ -16,6 +16,9 @@ class RepeatFactorSampler(EpochSampler):
     and once more with the probability of the fraction: systematic sampling, so that all epochs have the same length,
     the sum of the factors, rounded. A label's frequency is its share of the samples.
 
+    Attributes:
+        factors: the expected draws of each sample in any epoch, (n,).
+
     Args:
         targets: (n, C) of 0 and 1, of any dtype, NumPy, PyTorch or scipy.sparse; or (n,) class indices.
         t: the frequency below which labels are repeated, in (0, 1]. Default: the median frequency of the labels that
@@ -27,7 +30,7 @@ class RepeatFactorSampler(EpochSampler):
         ValueError: t outside (0, 1], a negative seed, targets of no known shape, outside [0, 1] or empty.
 
     Example:
-        >>> RepeatFactorSampler([0] * 8 + [1] * 2, t=0.8).repeats().tolist()
+        >>> RepeatFactorSampler([0] * 8 + [1] * 2, t=0.8).factors.tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
     """
 
@@ -47,10 +50,6 @@ class RepeatFactorSampler(EpochSampler):
 
     def __len__(self) -> int:
         return self.length
-
-    def repeats(self, epoch: int = 0) -> np.ndarray:
-        """Return the expected draws of each sample in any epoch, (n,): its factor."""
-        return self.factors
 
     def indices(self, epoch: int = 0) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])

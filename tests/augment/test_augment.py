@@ -29,11 +29,10 @@ from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.images.tensor import TensorMultiChannel
 
 ALL = {
-    "affine": RandomAffine(30, 1.3, 0.2),
+    "affine": RandomAffine(30, 1.3),
     "crop": RandomCropBatch((5, 6)),
-    "resized": RandomCropBatch((5, 6), scale=(0.3, 0.9)),
     "d4": RandomD4(),
-    "intensity": ChannelIntensity(0.3, 0.3, 0.05),
+    "intensity": ChannelIntensity(0.3, 0.3),
     "noise": GaussianNoise(0.1),
     "cutout": Cutout(0.4),
 }
@@ -208,42 +207,34 @@ def test_random_d4_is_exact_and_all_are_equally_likely(side, n):
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.integers(6, 20),
-    st.integers(6, 20),
-    st.floats(-180, 180),
-    st.floats(0.8, 1.5),
-    st.floats(-1, 1),
-    st.floats(-1, 1),
-)
-def test_affine_against_scipy(h, w, degrees, zoom, right, down):
+@given(st.integers(6, 20), st.integers(6, 20), st.floats(-180, 180), st.floats(0.8, 1.5))
+def test_affine_against_scipy(h, w, degrees, zoom):
     x = smooth(1, 2, h, w)
     angle = math.radians(degrees)
-    got = RandomAffine().apply(x, torch.tensor([[angle], [math.log(zoom)], [right], [down]]))
-    # scipy maps a place (row, column) of the result to its source: undo the shift, turn back, shrink.
+    got = RandomAffine().apply(x, torch.tensor([[angle], [math.log(zoom)]]))
+    # scipy maps a place (row, column) of the result to its source: turn back, shrink.
     back = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) / zoom
     centre = np.array([(h - 1) / 2, (w - 1) / 2])
-    offset = centre - back @ (centre + np.array([down * h, right * w]))
+    offset = centre - back @ centre
     for c in range(2):
         want = ndimage.affine_transform(x[0, c].numpy(), back, offset, order=1, mode="reflect")
         assert np.abs(got[0, c].numpy() - want).max() < 2e-3
 
 
-def test_affine_turns_shifts_and_zooms_the_way_it_says():
+def test_affine_turns_and_zooms_the_way_it_says():
     x = torch.zeros(1, 1, 9, 9)
     x[0, 0, 4, 6] = 1  # right of the centre
 
-    def brightest(angle=0.0, zoom=1.0, right=0.0, down=0.0):
-        y = RandomAffine().apply(x, torch.tensor([[math.radians(angle)], [math.log(zoom)], [right], [down]]))
+    def brightest(angle=0.0, zoom=1.0):
+        y = RandomAffine().apply(x, torch.tensor([[math.radians(angle)], [math.log(zoom)]]))
         return divmod(int(y.argmax()), 9)
 
-    assert brightest() == (4, 6) and brightest(right=1 / 9) == (4, 7) and brightest(down=2 / 9) == (6, 6)
-    assert brightest(zoom=2.0) == (4, 8) and brightest(angle=90) in ((2, 4), (6, 4))
+    assert brightest() == (4, 6) and brightest(zoom=2.0) == (4, 8) and brightest(angle=90) in ((2, 4), (6, 4))
 
 
 def test_affine_draws_within_its_limits():
-    drawn = RandomAffine(20, 1.25, 0.1, p=1).draw((4000, 1, 8, 8))
-    for row, reach in zip(drawn, (math.radians(20), math.log(1.25), 0.1, 0.1), strict=True):
+    drawn = RandomAffine(20, 1.25, p=1).draw((4000, 1, 8, 8))
+    for row, reach in zip(drawn, (math.radians(20), math.log(1.25)), strict=True):
         assert row.abs().max() <= reach and row.max() > 0.95 * reach and row.min() < -0.95 * reach
 
 
@@ -270,36 +261,18 @@ def test_crop_against_a_loop(split_idx):
         assert torch.equal(cut, image[:, top : top + 5, left : left + 6])
 
 
-def test_resized_crop_against_scipy():
-    x = smooth(40, 2, 24, 30)
-    t = RandomCropBatch((12, 14), scale=(0.2, 0.9))
-    t.training = True
-    drawn = t.draw(tuple(x.shape))
-    top, left, height, width = drawn.numpy().astype(float)
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 24.001).all() and (left + width <= 30.001).all()
-    area = height * width / (24 * 30)
-    assert area.max() <= 0.901 and area.max() > 0.7 and area.min() < 0.35
-    got = t.apply(x, drawn).numpy()
-    for i in range(40):
-        step = np.array([height[i] / 12, width[i] / 14])
-        for c in range(2):
-            start = np.array([top[i], left[i]]) + step / 2 - 0.5  # the centre of the first pixel
-            want = ndimage.affine_transform(x[i, c].numpy(), step, start, (12, 14), order=1, mode="reflect")
-            assert np.abs(got[i, c] - want).max() < 2e-3
-
-
 def test_intensity_against_a_loop():
-    x, t = batch(6, 3, 5, 4), ChannelIntensity(0.5, 0.4, 0.1, p=1)
+    x, t = batch(6, 3, 5, 4), ChannelIntensity(0.5, 0.4, p=1)
     torch.manual_seed(0)
     got = train(t, x)
     torch.manual_seed(0)
-    gain, gamma, offset = t.draw(tuple(x.shape)).numpy()
+    gain, gamma = t.draw(tuple(x.shape)).numpy()
     for i in range(6):
         for c in range(3):
-            want = np.clip(gain[i, c] * x[i, c].numpy() ** gamma[i, c] + offset[i, c], 0, 1)
+            want = np.clip(gain[i, c] * x[i, c].numpy() ** gamma[i, c], 0, 1)
             assert np.abs(got[i, c].numpy() - want).max() < 1e-6
     drawn = t.draw((2000, 4, 8, 8))
-    for values, low, high in zip(drawn, (1 / 1.5, 1 / 1.4, -0.1), (1.5, 1.4, 0.1), strict=True):
+    for values, low, high in zip(drawn, (1 / 1.5, 1 / 1.4), (1.5, 1.4), strict=True):
         assert low - 1e-5 <= values.min() < low + 0.02 and high - 0.02 < values.max() <= high + 1e-5
     assert not torch.equal(drawn[0, :, 0], drawn[0, :, 1])  # every channel its own
 
@@ -317,7 +290,7 @@ def test_noise_has_the_drawn_deviation_and_keeps_to_the_range():
 
 
 def test_cutout_against_a_loop():
-    x, t = batch(60, 2, 10, 14), Cutout(0.6, (0.4, 2.5), p=0.8)
+    x, t = batch(60, 2, 10, 14), Cutout(0.6, p=0.8)
     torch.manual_seed(0)
     got = train(t, x)
     torch.manual_seed(0)
@@ -353,16 +326,12 @@ def test_microscopy_transforms_leaves_out_what_is_zero():
         Cutout,
     ]
     assert kinds(flips=False, rotate=0, zoom=1, intensity=0) == []
-    assert kinds(rotate=0, zoom=1, translate=0.1, flips=False, intensity=0) == [RandomAffine]
 
 
 def test_microscopy_transforms_hands_its_values_on_and_orders_them():
-    affine, crop, _, intensity, noise, cutout = microscopy_transforms(
-        (6, 8), True, 20, 1.2, 0.1, 0.3, 0.04, 0.25, (0.5, 1), 0.6
-    )
-    assert (affine.rotate, affine.zoom, affine.translate, affine.p) == (20, 1.2, 0.1, 0.6)
-    assert crop.size == (6, 8) and crop.scale == (0.5, 1)
-    assert (intensity.gain, intensity.gamma, intensity.offset, intensity.p) == (0.3, 0.3, 0, 0.6)
+    affine, crop, _, intensity, noise, cutout = microscopy_transforms((6, 8), True, 20, 1.2, 0.3, 0.04, 0.25, 0.6)
+    assert (affine.rotate, affine.zoom, affine.p, crop.size) == (20, 1.2, 0.6, (6, 8))
+    assert (intensity.gain, intensity.gamma, intensity.p) == (0.3, 0.3, 0.6)
     assert (noise.std, noise.p, cutout.area, cutout.p) == (0.04, 0.6, 0.25, 0.6)
     tfms = microscopy_transforms(6, noise=0.1, cutout=0.1)
     assert list(Pipeline(tfms[::-1]).fs) == tfms and tfms[0].order > 10 and tfms[-1].order < 99
@@ -377,10 +346,7 @@ def test_microscopy_transforms_hands_its_values_on_and_orders_them():
         (lambda: ChannelIntensity(gain=-1), "gain=-1"),
         (lambda: GaussianNoise(std=float("nan")), "std=nan"),
         (lambda: Cutout(area=2), "area=2"),
-        (lambda: Cutout(ratio=(2, 1)), r"ratio=\(2, 1\) must be \(low, high\)"),
         (lambda: RandomCropBatch(0), "size=0: give a whole number of pixels above 0"),
-        (lambda: RandomCropBatch(4, scale=(0.5, 1.5)), r"scale=\(0.5, 1.5\).*shares of the area"),
-        (lambda: microscopy_transforms(scale=(0.5, 1)), r"scale=\(0.5, 1\) needs a size"),
         (lambda: microscopy_transforms(zoom=0), "zoom=0"),
     ],
 )

@@ -67,22 +67,20 @@ _GZIP = Reader("gzip", (".gz",), lambda file, n: _source(_unzip(file, n), n), _i
 _READERS: list[Reader] = [PNG, TIFF_READER, PILLOW, _GZIP]
 
 
-def register_reader(reader: Reader, first: bool = True) -> None:
-    """Have `reader` open the files, or folders, that it matches; it takes the place of one of the same name.
+def register_reader(reader: Reader) -> None:
+    """Have `reader` open the files, or folders, that it matches, before all others; one of its name goes.
 
     Workers that are spawned, not forked, import the module of the data set anew: register there.
 
     Args:
         reader: of the format.
-        first: ask it before all others; else after them.
 
     Raises:
         TypeError: something other than a `Reader`.
     """
     if not isinstance(reader, Reader):
         raise TypeError(f"reader={reader!r}: give a Reader(name, suffixes, ...) object.")
-    _READERS[:] = [r for r in _READERS if r.name != reader.name]
-    _READERS.insert(0 if first else len(_READERS), reader)
+    _READERS[:] = [reader, *(r for r in _READERS if r.name != reader.name)]
 
 
 def reader_of(name: str) -> Reader | None:

@@ -1,7 +1,7 @@
-"""TIFF: pages or a channel axis, OME and ImageJ. tifffile reads the structure, libtiff the pixels.
+"""TIFF: pages or a channel axis, OME and ImageJ. tifffile reads the structure and the pixels.
 
 tifffile is made to read what it can of any file: what it does not find becomes zeros, and pages of the same file are
-taken to be alike. libtiff reads pages that lie over each other. Here, pixels are those of the file or there are none.
+taken to be alike. Here, pixels are those of the file or there are none.
 """
 
 import io
@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
-import imagecodecs
 import numpy as np
 from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries, logger
@@ -32,12 +31,10 @@ _NO_CHANNELS = "ZTAPRHLVM"  # axes of tifffile: depth, time, angle and so on
 _CLAIMS = ("SizeC", "SizeZ", "SizeT", "PlaneCount", "NumPlanes", "SamplesPerPixel")  # of OME-XML
 _MOST_ELSEWHERE = 10**6  # planes, in all files of a set
 _LACKS = "truncated: pixels are not where the header says, or some are missing"
-# What decodes to bytes. libtiff is the faster with the first two; of the others it drops what a strip holds beyond its
-# pixels, which shows a damaged header, and tifffile refuses it.
-_LIBTIFF = {COMPRESSION.NONE, COMPRESSION.LZW}
-_BYTES = _LIBTIFF | {COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
+# What decodes to bytes.
+_BYTES = {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS}
 _BYTES |= {COMPRESSION.ZSTD, COMPRESSION.LZMA}
-# What decodes to a picture, whose own header is compared with that of the page; libtiff makes damage in a JPEG black.
+# What decodes to a picture, whose own header is compared with that of the page.
 _PICTURES = {
     COMPRESSION.JPEG: "JPEG",
     COMPRESSION.JPEG2000: "JPEG2000",
@@ -107,7 +104,8 @@ def _check_page(page: TiffPage, end: int) -> None:
         raise ValueError(f"its pixels, of {page.bitspersample} bits, are of no known kind")
     if page.compression not in _BYTES | _PICTURES.keys():
         raise ValueError(f"compression {page.compression:d} is not read: save it with LZW, deflate, or none")
-    if page.compression in _BYTES and page.predictor not in ((1, 2) if _is_whole(page) else (1,)):
+    whole = page.bitspersample == 8 * page.dtype.itemsize  # a value takes up whole bytes, not a few bits
+    if page.compression in _BYTES and page.predictor not in ((1, 2) if whole else (1,)):
         raise ValueError(
             f"predictor {page.predictor:d} of {page.bitspersample}-bit pixels is not read: save it without a predictor"
         )
@@ -213,24 +211,19 @@ def _open(file: Input, n: int) -> Source:
     if behind and (len(pages) > 1 or series.dataoffset is None or series.dataoffset + series.nbytes > end):
         raise ValueError(f"truncated: its description claims {planes} planes, it holds {len(pages)}: {_CLAIM}")
     dtype = np.dtype(np.uint8) if page.dtype == bool else page.dtype
-    by_libtiff = not tif.is_lsm and all(p.compression in _LIBTIFF and _is_whole(p) for p in pages)
     # What ImageJ saves with a table of colours is a channel and how it was shown.
     tables = None if tif.is_imagej and planes == n else _tables(pages)
     coloured = tables is not None and planes == 1 and n == 3
 
     def decode() -> np.ndarray:
-        ordered = [pages[p.index] for p in series.pages]
         for p in pages:
             if p.compression in _PICTURES:
                 _check_pictures(f, p)
-        f.seek(0)
         with _while("decodes"):
             if behind:
                 a = series.asarray(maxworkers=1)
-            elif by_libtiff:
-                a = imagecodecs.tiff_decode(f.read(), [p.index for p in ordered])
             else:
-                a = np.stack([p.asarray(maxworkers=1) for p in ordered])
+                a = np.stack([pages[p.index].asarray(maxworkers=1) for p in series.pages])
         a = a.reshape(series.shape).astype(dtype, copy=False)
         a = np.moveaxis(a, -1, 0) if last else a.reshape(shape)
         if tables is None:
@@ -255,11 +248,6 @@ def _open(file: Input, n: int) -> Source:
 
 def _kind(page: TiffPage) -> tuple[Any, ...]:
     return page.shape, page.dtype, page.photometric, page.bitspersample
-
-
-def _is_whole(page: TiffPage) -> bool:
-    """Whether a value takes up whole bytes, not a few bits."""
-    return page.bitspersample == 8 * page.dtype.itemsize
 
 
 def _tables(pages: list[TiffPage]) -> list[np.ndarray] | None:
