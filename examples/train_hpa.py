@@ -158,6 +158,7 @@ if __name__ == "__main__":  # options may be written with _ as well as with -
 def main(
     path: Path | None = None,  # a folder in Kaggle's layout; without it a SYNTHETIC set is drawn
     out: Path = "runs/hpa",  # folder to save to; with --alpha 0 the same name with _plain
+    label_names: str = "hpa",  # names of the labels: hpa (2018), hpa2021, or none, which shows them as written
     group_col: str | None = None,  # column of train.csv whose groups stay on one side of the split, such as Montage
     valid_pct: float = 0.2,  # share of the images (or groups) to validate on
     size: int = 64,  # side in pixels that images are resized to
@@ -193,7 +194,8 @@ def main(
     set_seed(seed, reproducible=True)
     split = {"valid_pct": valid_pct, "seed": seed, "group_col": group_col}
     tfms = [Dihedral()] if quick else None  # cells have no up or down
-    dls = HPADataLoaders.from_csv(path, size=size, bs=bs, batch_tfms=tfms, **split)
+    names = None if label_names == "none" else label_names
+    dls = HPADataLoaders.from_csv(path, size=size, bs=bs, batch_tfms=tfms, label_names=names, **split)
     counts = label_counts(dls)
     print(
         f"{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate on, {dls.c} labels; "

@@ -133,8 +133,7 @@ def finite(x: Tensor, bound: float | None = None) -> Tensor:
     if x.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=x.device)
     lowest, highest = x.detach().aminmax()
-    is_finite = lowest - lowest == highest - highest
-    return is_finite if bound is None else is_finite & (lowest >= -bound) & (highest <= bound)
+    return torch.maximum(highest, -lowest) <= min(bound or math.inf, torch.finfo(x.dtype).max)
 
 
 def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None:

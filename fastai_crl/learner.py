@@ -144,7 +144,9 @@ class CRLLearner(Learner):
         options.setdefault("names", label_names(self.dls, probs.shape[1]))
         if options.get("how") == "shift" and "frequency" not in options:
             counts = label_counts(self.dls.train, probs.shape[1])
-            options["frequency"] = None if counts is None else counts / len(self.dls.train.dataset)
+            if counts is not None:
+                options["n"] = len(self.dls.train.dataset)
+                options["frequency"] = counts / options["n"]
         fitted = fit_thresholds(probs, targets, **options)
         self.thresholds = fitted.thresholds
         return fitted

@@ -43,7 +43,7 @@ def probabilities(logits: np.ndarray, single_label: bool) -> np.ndarray:
 
 def evaluate_valid(valid: Outputs, y: np.ndarray, counts: np.ndarray, n: int) -> dict[str, float]:
     """Measures on the validation images that choices are made by: mAP, and macro-F1 with the shift fitted to them."""
-    common = frequency_odds(counts / n, len(counts), y.ndim == 1)
+    common = frequency_odds(counts / n, len(counts), y.ndim == 1, n)
     shifts = sorted(np.linspace(-3, 3, 121), key=abs)  # of equally good ones the nearest to 0
     scores = [macro_f1(probabilities(valid.logits + s * common, y.ndim == 1), y) for s in shifts]
     best = int(np.argmax(scores))
@@ -75,7 +75,7 @@ def evaluate(found: dict[str, Outputs], y: dict[str, np.ndarray], counts: np.nda
     single, n = y["test"].ndim == 1, len(y["train"])
     values: dict[str, Any] = evaluate_valid(found["valid"], y["valid"], counts, n)
     probs = probabilities(found["test"].logits, single)
-    common = frequency_odds(counts / n, len(counts), single)
+    common = frequency_odds(counts / n, len(counts), single, n)
     shifted = probabilities(found["test"].logits + values["shift"] * common, single)
     true = np.eye(len(counts), dtype=bool)[y["test"]] if single else y["test"] > 0.5
     chosen = np.eye(len(counts), dtype=bool)[shifted.argmax(1)] if single else decide(shifted)

@@ -171,7 +171,7 @@ def measurable(true: np.ndarray) -> np.ndarray:
 
 
 def fitted_decisions(
-    probs: np.ndarray, true: np.ndarray, single_label: bool, frequency: np.ndarray, folds: int = 5
+    probs: np.ndarray, true: np.ndarray, single_label: bool, counts: np.ndarray, n_train: int, folds: int = 5
 ) -> np.ndarray:
     """Return decisions (n, C) bool, each by thresholds that were fitted to the other folds: see `fit_thresholds`.
 
@@ -179,13 +179,14 @@ def fitted_decisions(
         probs: (n, C) probabilities.
         true: (n, C) bool.
         single_label: one class each: by one shift of log frequencies, else by a threshold for each label.
-        frequency: (C,) shares of the training images.
+        counts: (C,) training images of each label.
+        n_train: training images.
         folds: parts of equal shares of each label.
     """
     names = [[str(c) for c in np.flatnonzero(row)] for row in true]
     fold = stratify(names, np.arange(len(true)), [1 / folds] * folds, seed=0)
     targets, chosen = true.argmax(1) if single_label else true, np.zeros_like(true)
-    how: Mapping = {"how": "shift", "frequency": frequency} if single_label else {"how": "f1"}
+    how: Mapping = {"how": "shift", "frequency": counts / n_train, "n": n_train} if single_label else {"how": "f1"}
     for k in range(folds):
         seen, held = fold != k, fold == k
         found = fit_thresholds(probs[seen], targets[seen], folds=min(5, seen.sum() // 2), repeats=1, **how).thresholds
@@ -208,7 +209,7 @@ def measure(probs: np.ndarray, true: np.ndarray, single_label: bool, counts: np.
         none = np.full((len(true), known.sum()), np.nan)
         return Measured(dict.fromkeys(MEASURES, np.nan), dict.fromkeys(MEASURES, none[:, 0]), none[0], none)
     probs = probs.astype(float)
-    fitted = fitted_decisions(probs, true, single_label, counts / n_train)[:, known]
+    fitted = fitted_decisions(probs, true, single_label, counts, n_train)[:, known]
     fixed, top = decide(probs, single_label=single_label)[:, known], probs.max(1, keepdims=True)
     sure = (top, np.take_along_axis(true, probs.argmax(1)[:, None], 1)) if single_label else (probs, true)
     counts, probs, true = counts[known], probs[:, known], true[:, known]

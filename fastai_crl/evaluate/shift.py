@@ -8,8 +8,12 @@ is s·log(frequency), and s = -1 is every class as frequent as the others.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit, softmax
+
+from fastai_crl._checks import whole_number
+from fastai_crl.losses.frequency import frequency_log_odds
 
 from .decisions import as_array, as_probabilities
 
@@ -27,28 +31,40 @@ def midway(low: ArrayLike, high: ArrayLike) -> np.ndarray:
     return np.where(middle < high, middle, low)
 
 
-def frequency_odds(frequency: ArrayLike, n_classes: int, single_label: bool = False) -> np.ndarray:
-    """Return the log-odds (C,) of frequencies; single-label, their logarithms.
+def frequency_odds(
+    frequency: ArrayLike, n_classes: int, single_label: bool = False, n: int | None = None
+) -> np.ndarray:
+    """Return the log-odds (C,) of frequencies, as losses have them; single-label, their logarithms.
 
-    A label that never, or always, occurs counts as half the rarest side.
+    Args:
+        frequency: (C,) shares of the training samples with each label.
+        n_classes: C.
+        single_label: the shares are those of classes.
+        n: number of training samples: a label counts as there once, and missing once, at least. It may be None where
+            no share is 0 or 1.
 
     Raises:
-        ValueError: not one share in [0, 1] per label, or none between.
+        ValueError: not one share in [0, 1] per label; shares of 0 or 1 without n; n that is no whole number above 1.
     """
     frequency = as_array(frequency)
     fits = frequency.shape == (n_classes,) and frequency.dtype.kind in "iuf"
-    sides = np.minimum(frequency, 1 - frequency) if fits else np.zeros(0)
-    if not (sides >= 0).all() or not sides.any():
+    if not fits or not ((frequency >= 0) & (frequency <= 1)).all():
         raise ValueError(
             f"frequency={frequency.tolist()} does not fit {n_classes} labels: give one share in [0, 1] per label, "
-            "positives / samples in training, not all 0 or 1."
+            "positives / samples in training."
         )
-    least = sides[sides > 0].min() / 2
-    frequency = frequency.clip(least, 1 - least)
-    return np.log(frequency) if single_label else logit(frequency)
+    if n is None and ((frequency == 0) | (frequency == 1)).any():
+        raise ValueError(
+            f"frequency={frequency.tolist()}: labels of 0 never occur, those of 1 always; they count as there, or "
+            "missing, in one sample. Give n=, the number of training samples."
+        )
+    n = 2**53 if n is None else whole_number("n", n, 2, "give the number of training samples, at least 2")
+    return frequency_log_odds(torch.from_numpy(frequency.astype(float)), n, single_label).numpy()
 
 
-def shift_thresholds(shift: float, frequency: ArrayLike, single_label: bool = False) -> np.ndarray:
+def shift_thresholds(
+    shift: float, frequency: ArrayLike, single_label: bool = False, n: int | None = None
+) -> np.ndarray:
     """Return the thresholds (C,) that decide as logits + shift·logit(frequency) do at one half.
 
     Args:
@@ -56,12 +72,14 @@ def shift_thresholds(shift: float, frequency: ArrayLike, single_label: bool = Fa
         frequency: (C,) shares of the training samples with each label.
         single_label: thresholds by which the class of the highest probability / threshold is that of the highest logit
             + shift·log(frequency). The highest is 1.
+        n: number of training samples, needed where a share is 0 or 1: a label counts as there once, and missing once,
+            at least.
 
     Example:
         >>> shift_thresholds(-1, [0.5, 0.1]).round(3).tolist()
         [0.5, 0.1]
     """
-    odds = frequency_odds(frequency, len(as_array(frequency)), single_label)
+    odds = frequency_odds(frequency, len(as_array(frequency)), single_label, n)
     return np.exp(-shift * odds - np.max(-shift * odds)) if single_label else expit(-shift * odds)
 
 
@@ -72,7 +90,7 @@ def shifted_classes(probs: np.ndarray, odds: np.ndarray, shifts: np.ndarray) -> 
 
 
 def training_probabilities(
-    probs: ArrayLike, frequency: ArrayLike, tau: float = 1.0, single_label: bool = False
+    probs: ArrayLike, frequency: ArrayLike, tau: float = 1.0, single_label: bool = False, n: int | None = None
 ) -> np.ndarray:
     """Return probabilities at the frequencies of training, of a network trained with a logit-adjusted loss.
 
@@ -86,6 +104,8 @@ def training_probabilities(
         frequency: (C,) shares of the training samples with each label.
         tau: that of the loss.
         single_label: softmax probabilities, which sum to 1.
+        n: number of training samples, needed where a share is 0 or 1: a label counts as there once, and missing once,
+            at least, as in the loss.
 
     Returns:
         Probabilities (n, C), float64.
@@ -95,7 +115,7 @@ def training_probabilities(
         [[0.5, 0.01]]
     """
     probs = as_probabilities(probs).astype(float)
-    odds = frequency_odds(frequency, probs.shape[1], single_label)
+    odds = frequency_odds(frequency, probs.shape[1], single_label, n)
     if single_label:
         return softmax(np.log(probs.clip(_TINY)) + tau * odds, axis=1)
     return expit(log_odds(probs) + tau * odds)

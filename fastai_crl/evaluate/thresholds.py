@@ -65,6 +65,7 @@ def fit_thresholds(
     seed: int = 0,
     names: Sequence[str] | None = None,
     frequency: ArrayLike | None = None,
+    n: int | None = None,
 ) -> FittedThresholds:
     """Fit one threshold per label to predictions of samples that the network was not trained on.
 
@@ -93,6 +94,7 @@ def fit_thresholds(
         seed: of the splits.
         names: C names for the report's rows; default the column numbers.
         frequency: (C,) shares of the training samples with each label, for `"shift"`. Default: those of `targets`.
+        n: number of training samples, needed where a share is 0 or 1: see `shift_thresholds`.
 
     Returns:
         `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes; see `decide`.
@@ -115,8 +117,10 @@ def fit_thresholds(
     if frequency is not None and how != "shift":
         raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
     if how == "shift":
-        frequency = targets.mean(0) if frequency is None else frequency
-        fit_shift = _shift_fitter(probs, targets, frequency_odds(frequency, n_classes, single_label), single_label)
+        if frequency is None:
+            frequency, n = targets.mean(0), len(targets)
+        odds = frequency_odds(frequency, n_classes, single_label, n)
+        fit_shift = _shift_fitter(probs, targets, odds, single_label)
     promise, measure = how if isinstance(how, RecallAtLeast) else None, how if callable(how) else None
     score = recall_by_label if promise else balanced_by_label if how == "balanced" else f1_by_label
     splits, shifts, crossed, values = [], [], [], []
@@ -135,7 +139,7 @@ def fit_thresholds(
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
             elif how == "shift":
                 shifts.append(fit_shift(seen))
-                found = shift_thresholds(shifts[-1], frequency, single_label)
+                found = shift_thresholds(shifts[-1], frequency, single_label, n)
             elif promise:
                 found = promise.fit(probs, targets, seen)[0]
             elif measure:
@@ -147,7 +151,7 @@ def fit_thresholds(
         crossed.append(score(targets, chosen))
         values.append(measured(measure, targets, chosen) if measure else 0.0)
     if how == "shift":
-        thresholds = shift_thresholds(float(np.mean(shifts)), frequency, single_label)
+        thresholds = shift_thresholds(float(np.mean(shifts)), frequency, single_label, n)
     elif promise:  # of all samples: a mean would promise nothing
         thresholds, promised = promise.fit(probs, targets, np.ones_like(targets))
     else:

@@ -16,7 +16,7 @@ from fastai_crl._checks import check_choice
 from fastai_crl.task import single_label_if_known
 
 from .complete import CompleteLoss, complete
-from .frequency import check_counts, log_odds
+from .frequency import check_counts, frequency_log_odds
 
 
 class _SigmoidFocal(nn.Module):
@@ -68,7 +68,7 @@ def _zlpr() -> CompleteLoss:
 
 
 def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
-    return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * log_odds(counts, n))
+    return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * frequency_log_odds(counts / n, n))
 
 
 # ---- single-label: counts are (C,) samples of each class, n their sum ----
@@ -80,7 +80,7 @@ def _class_balanced(counts: Tensor, n: int, beta: float = 0.999, max_weight: flo
 
 
 def _logit_adjusted_ce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
-    return CompleteLoss(nn.CrossEntropyLoss(), single_label=True, shift=tau * (counts.clamp(1) / n).log())
+    return CompleteLoss(nn.CrossEntropyLoss(), single_label=True, shift=tau * frequency_log_odds(counts / n, n, True))
 
 
 _MULTI: dict[str, Callable[..., Any]] = {

@@ -14,9 +14,17 @@ from fastai_crl.labels import label_counts
 from fastai_crl.task import single_label_if_known
 
 
-def log_odds(counts: Tensor, n: int) -> Tensor:
-    """Return the log-odds (C,) of the labels' frequencies; a label counts as there once, and missing once, at least."""
-    return (counts.clamp(1, n - 1) / n).logit()
+def frequency_log_odds(frequency: Tensor, n: int, single_label: bool = False) -> Tensor:
+    """Return the log-odds (C,) of the labels' frequencies; single-label, their logarithms.
+
+    A label counts as there once, and missing once, at least.
+
+    Args:
+        frequency: (C,) shares of the training samples with each label, in [0, 1], floating point.
+        n: number of training samples.
+        single_label: the shares are those of classes.
+    """
+    return frequency.clamp(1 / n).log() if single_label else frequency.clamp(1 / n, 1 - 1 / n).logit()
 
 
 @torch.no_grad()
@@ -66,7 +74,7 @@ def start_at_frequency(
             f"The last layer with parameters of {type(model).__name__} is {found}: start_at_frequency sets the bias of "
             f"an nn.Linear with {len(counts)} outputs, one for each label. Set that of your model by yourself."
         )
-    bias = log_odds(counts, n)
+    bias = frequency_log_odds(counts / n, n)
     if pos_weight is not None:
         weight = torch.as_tensor(pos_weight, dtype=torch.float32).to(bias.device)
         if weight.shape != bias.shape or not bool(((weight > 0) & weight.isfinite()).all()):

@@ -85,13 +85,14 @@ def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Ten
         base: L_base, a scalar.
         term: L_crl, a scalar.
         found: bool scalar: the batch has a triplet.
-        alpha: α in [0, 1]; it is used in the losses' precision.
+        alpha: α in [0, 1]; it is used in the precision of the term.
 
     Returns:
         The scalar loss; no step waits for a GPU.
     """
-    is_finite = base.detach() - base.detach() == 0
-    weight = (found & is_finite).to(torch.promote_types(base.dtype, term.dtype)).mul_(alpha)
+    value = base.detach()
+    is_finite = value - value == 0
+    weight = (found & is_finite).to(term.dtype).mul_(alpha)
     return weight * term + (1 - weight) * base
 
 

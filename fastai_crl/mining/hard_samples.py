@@ -7,12 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .profile import Profile
+from .profile import Profile, anchor_places
 
 
-def _bits(values: Tensor) -> Tensor:
-    """Integers that order as these float32 do, none of them -0: their bits, those of negative ones reversed."""
-    bits = values.view(torch.int32)
+def _bits(values: Tensor, signed: bool) -> Tensor:
+    """Integers that order as these float32 do: their bits, those of negative ones reversed.
+
+    Args:
+        values: of any shape.
+        signed: some may be -0 or less.
+    """
+    if not signed:
+        return values.view(torch.int32)
+    bits = (values + 0.0).view(torch.int32)  # -0 + 0 = 0
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -20,39 +27,17 @@ def hardest(values: Tensor, k: int, highest: bool, signed: bool = True) -> Tenso
     """Indices (k, M) of the k lowest or highest of each column of (n, M), hardest first, ties by lower index."""
     if values.dtype == torch.float64:
         return values.sort(dim=0, descending=highest, stable=True).indices[:k]
-    bits = _bits(values + 0.0) if signed else values.view(torch.int32)  # -0 + 0 = 0
     index = torch.arange(len(values), device=values.device)[:, None]
-    return torch.add(index, bits, alpha=-(2**32) if highest else 2**32).topk(k, dim=0, largest=False).indices
+    key = torch.add(index, _bits(values, signed), alpha=-(2**32) if highest else 2**32)
+    return key.topk(k, dim=0, largest=False).indices
 
 
-def ordered_bits(scores: Tensor, signed: bool = True) -> tuple[Tensor, int]:
-    """Integers (n, M) that order the scores of each column, ties by sample; they are from 0 to below 2^bits.
-
-    Args:
-        scores: (n, M) float32 or float64.
-        signed: some may be below 0.
-
-    Returns:
-        The integers, all different in a column, and bits, which with a column's number before them fit into 63.
-    """
-    n, m = scores.shape
-    sample_bits = n.bit_length()
-    if scores.dtype == torch.float64 or 32 + sample_bits + m.bit_length() > 62:  # ranks in place of bits
-        order = scores.flatten().argsort(stable=True)
-        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(n * m, device=scores.device))
-        return ranks.view(n, m), (n * m).bit_length()
-    lowest = 2**31 << sample_bits if signed else 0
-    sample = torch.arange(lowest, lowest + n, device=scores.device)[:, None]
-    bits = _bits(scores + 0.0) if signed else scores.view(torch.int32)
-    return torch.add(sample, bits, alpha=1 << sample_bits), 32 + sample_bits
-
-
-def _by_row(row: Tensor, values: Tensor) -> Tensor:
+def by_row(row: Tensor, values: Tensor, signed: bool = True) -> Tensor:
     """The order that sorts (A,) by row, then value; ties as they come."""
     if values.dtype == torch.float64:
         order = values.argsort(stable=True)
         return order.take(row.take(order).argsort(stable=True))
-    return torch.add(_bits(values + 0.0), row, alpha=2**32).argsort(stable=True)  # -0 + 0 = 0
+    return torch.add(_bits(values, signed), row, alpha=2**32).argsort(stable=True)
 
 
 def _first(sizes: Tensor, width: int) -> Tensor:
@@ -91,9 +76,9 @@ class HardSamples:
     def by_score(cls, profile: Profile, scores: Tensor, k: int) -> HardSamples:
         """Class level, from the (n, M) scores of the labels to mine (paper, eqs. 4 and 5)."""
         (n, m), device = scores.shape, scores.device
-        place, row = profile.anchors()
+        place, row = anchor_places(profile.minority_side, profile.total)
         place = place.clamp_max(n * m - 1)
-        order = _by_row(row, scores.take(place))
+        order = by_row(row, scores.take(place))
         place, row = place.take(order), row.take(order)
         # The k + 1 lowest of a label serve all its anchors: without the anchor itself, or the last if it is not there.
         column = torch.arange(max(1, min(k, profile.most - 1)) + 1, device=device)
@@ -109,7 +94,7 @@ class HardSamples:
     def by_distance(cls, profile: Profile, distance: Tensor, k: int) -> HardSamples:
         """Instance level, from (n, n) distances (paper, eqs. 6 and 7)."""
         n, m = profile.minority_side.shape
-        place, row = profile.anchors()
+        place, row = anchor_places(profile.minority_side, profile.total)
         count = torch.constant_pad_nd(profile.n_minority - 1, (0, 1)).take(row)
         is_anchor, place, row = row < m, place.clamp_max(n * m - 1), row.clamp_max(m - 1)
         sample = place // m

@@ -120,13 +120,14 @@ class Profile:
         """(M,) of the labels to mine -> (C,) of all, 0 for the others."""
         return values if self.label is None else values.new_zeros(n_classes).scatter_(0, self.label, values)
 
-    def anchors(self) -> tuple[Tensor, Tensor]:
-        """All minority samples, in order of sample and label.
 
-        Returns two (A,) tensors: place in a flattened (n, M) matrix, and which of the M labels; of padding n·M and M.
-        """
-        n, m = self.minority_side.shape
-        slot = torch.arange(self.total, device=self.n_minority.device)
-        # The next one stands where the running count first passes its number: `nonzero` of static size.
-        place = torch.searchsorted(self.minority_side.flatten().cumsum(0), slot, right=True)
-        return place, (place % m).masked_fill_(place == n * m, m)
+def anchor_places(minority_side: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """All minority samples, (n, M) bool, in order of sample and label; `total` is no less than their number.
+
+    Returns two (total,) tensors: place in the flattened matrix, and which of the M labels; of padding n·M and M.
+    """
+    n, m = minority_side.shape
+    slot = torch.arange(total, device=minority_side.device)
+    # The next one stands where the running count first passes its number: `nonzero` of static size.
+    place = torch.searchsorted(minority_side.flatten().cumsum(0), slot, right=True)
+    return place, (place % m).masked_fill_(place == n * m, m)

@@ -82,7 +82,7 @@ def test_a_run_has_the_measures_of_the_package(single_label):
     assert found.values["mAP, rarest third"] == pytest.approx(average_precision_score(true[:, 1], scores[:, 1]))
     assert found.values["macro-F1 at 0.5"] == pytest.approx(macro_f1(scores, targets))
     assert found.values["calibration error"] == pytest.approx(calibration_error(scores, targets))
-    chosen = stats.fitted_decisions(scores, true, single_label, counts / 80)
+    chosen = stats.fitted_decisions(scores, true, single_label, counts, 80)
     assert found.values["macro-F1, fitted"] == pytest.approx(f1_score(true, chosen, average="macro"))
     assert found.values["recall, rarest third"] == pytest.approx(recall_score(true[:, 1], chosen[:, 1]))
     if single_label:
@@ -93,13 +93,13 @@ def test_a_run_has_the_measures_of_the_package(single_label):
 
 def test_decisions_do_not_see_their_own_image():
     scores, true = some_run(3, 40)
-    first = stats.fitted_decisions(scores, true, False, true.mean(0))
+    first = stats.fitted_decisions(scores, true, False, true.sum(0), len(true))
     flipped = true.copy()
     flipped[7] = ~flipped[7]
     fold = stats.stratify([[str(c) for c in np.flatnonzero(r)] for r in true], np.arange(40), [0.2] * 5, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stats, "stratify", lambda *args, **kwargs: fold)  # the same folds
-        second = stats.fitted_decisions(scores, flipped, False, true.mean(0))
+        second = stats.fitted_decisions(scores, flipped, False, true.sum(0), len(true))
     assert (first[fold == fold[7]] == second[fold == fold[7]]).all()
 
 

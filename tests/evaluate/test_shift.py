@@ -87,15 +87,24 @@ def test_a_label_without_positives_follows_the_others():
     fitted = fit_thresholds(probs, targets, "shift", frequency=FREQUENCY)
     assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, FREQUENCY))
     assert np.isnan(fitted.report.in_sample[3])
-    of_targets = fit_thresholds(probs, targets, "shift")  # its frequency is 0: half the rarest
-    assert of_targets.thresholds[3] == pytest.approx(shift_thresholds(of_targets.shift, targets.mean(0))[3])
+    of_targets = fit_thresholds(probs, targets, "shift")  # its frequency is 0: it counts as there once
+    once = shift_thresholds(of_targets.shift, targets.mean(0), n=len(targets))
+    assert of_targets.thresholds == pytest.approx(once) and once[3] == expit(-of_targets.shift * logit(1 / 800))
 
 
 def test_frequencies():
-    assert frequency_odds([0, 0.2, 1], 3) == pytest.approx(logit([0.1, 0.2, 0.9]))
-    for wrong in ([0.1, 0.2], [0.1, 0.2, 1.5], [0.1, float("nan"), 0.2], [0, 0, 1], [20, 5, 1], ["a", "b", "c"]):
+    assert frequency_odds([0, 0.2, 1], 3, n=10) == pytest.approx(logit([0.1, 0.2, 0.9]))
+    assert frequency_odds([0, 0.2, 0.8], 3, True, n=10) == pytest.approx(np.log([0.1, 0.2, 0.8]))
+    assert frequency_odds([1e-12, 0.2, 0.8], 3)[0] == pytest.approx(logit(1e-12), rel=1e-12)
+    for wrong in ([0.1, 0.2], [0.1, 0.2, 1.5], [0.1, float("nan"), 0.2], [20, 5, 1], ["a", "b", "c"]):
         with pytest.raises(ValueError, match=r"does not fit 3 labels: give one share in \[0, 1\]"):
             frequency_odds(wrong, 3)
+    for edge in ([0, 0.1, 0.2], [0.5, 1, 0.1]):
+        with pytest.raises(ValueError, match=r"count as there, or missing, in one sample\. Give n=, the number of"):
+            frequency_odds(edge, 3)
+    for n in (1, 2.5, True):
+        with pytest.raises(ValueError, match=r"n=.*give the number of training samples, at least 2"):
+            frequency_odds([0.5, 0.1, 0.2], 3, n=n)
     probs, targets = sample(100)
     with pytest.raises(ValueError, match='frequency is what how="shift" goes by'):
         fit_thresholds(probs, targets, frequency=FREQUENCY)
@@ -215,6 +224,17 @@ def test_single_label_posteriors():
     np.testing.assert_allclose(training_probabilities(adjusted, frequency, 0.5, True), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+@pytest.mark.parametrize("single_label", [False, True])
+def test_what_the_loss_added_is_undone(single_label, tau):
+    """Labels that never occur, once, in all samples but one, and, of several, in all."""
+    counts, n = ([0, 1, 60, 39], 100) if single_label else ([0, 1, 30, 99, 100], 100)
+    loss = make_loss("logit_adjusted", counts=counts, n=n, single_label=single_label, tau=tau)
+    logits = torch.linspace(-4, 4, 8 * len(counts)).view(8, -1).double()
+    found = training_probabilities(loss.activation(logits), np.array(counts) / n, tau, single_label, n=n)
+    np.testing.assert_allclose(found, loss.activation(logits + loss.shift.double()), rtol=1e-5)
+
+
 def test_extremes_stay_probabilities():
     found = training_probabilities([[0.0, 1.0], [1.0, 0.0]], [0.1, 0.2])
     assert (found >= 0).all() and (found <= 1).all()
@@ -227,8 +247,9 @@ def test_in_a_learner(hpa_dls, tmp_path):
     assert isinstance(learn, Learner)
     with learn.no_bar():
         fitted = learn.fit_thresholds(how="shift", folds=2)
-    frequency = label_counts(hpa_dls.train, hpa_dls.c) / len(hpa_dls.train_ds)
-    assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, frequency))
+    n = len(hpa_dls.train_ds)
+    frequency = label_counts(hpa_dls.train, hpa_dls.c) / n
+    assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, frequency, n=n))
     assert thresholds_of(learn).tolist() == fitted.thresholds.tolist()
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastai_crl._checks import readable
-from fastai_crl.mining.hard_samples import ordered_bits
+from fastai_crl.mining.hard_samples import by_row
+from fastai_crl.mining.profile import anchor_places
 
 from .sides import Sides
 
@@ -62,13 +63,12 @@ def _anchors(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two (A,) tensors: place in the flattened (n, M) scores, and label, M for padding, which comes last.
     """
-    n_labels = sides.scores.shape[1]
-    key, bits = ordered_bits(sides.scores, sides.signed)
-    if readable(key):
-        place = (sides.minority * sides.share).flatten().nonzero()[:, 0]
-        key, order = (key.take(place) + (place % n_labels << bits)).sort()
-        return place.take(order), key >> bits
-    key += torch.arange(0, n_labels << bits, 1 << bits, device=key.device)
-    key.masked_fill_(sides.minority <= (sides.share == 0), n_labels << bits)  # 0 <= either, 1 <= 1
-    key, place = key.flatten().topk(min(most, key.numel()), largest=False)
-    return place, key >> bits
+    (n, n_labels), mask = sides.scores.shape, torch.logical_and(sides.minority, sides.share)
+    if readable(mask):
+        place = mask.flatten().nonzero()[:, 0]
+        label = place % n_labels
+    else:
+        place, label = anchor_places(mask, min(most, mask.numel()))
+        place = place.clamp_max_(n * n_labels - 1)
+    order = by_row(label, sides.scores.take(place), sides.signed)
+    return place.take(order), label.take(order)
