@@ -136,11 +136,14 @@ def finite(x: Tensor, bound: float | None = None) -> Tensor:
     return torch.maximum(highest, -lowest) <= min(bound or math.inf, torch.finfo(x.dtype).max)
 
 
-def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None:
-    """Raise ValueError for targets that do not fit (n, C) scores, or hold NaN or values outside their range.
+def checked_targets(scores: Tensor, targets: Tensor, name: str = "logits") -> tuple[Tensor, Tensor]:
+    """Return scores (n, C) and targets (n, C) or (n,) as plain tensors that fit; one score per item is one label.
 
-    On a CPU the message names the first such value and where it is.
+    Raises:
+        ValueError: targets that do not fit, or hold NaN or values outside their range. On a CPU the message names the
+            first such value and where it is.
     """
+    scores, targets = one_column(as_plain_tensor(scores), as_plain_tensor(targets))
     if scores.ndim != 2 or scores.shape[1] < 1 or not scores.is_floating_point():
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (n, C) with C >= 1, one column per label; "
@@ -159,7 +162,7 @@ def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None
             "or (n,) integer class indices."
         )
     if scores.shape[0] == 0:
-        return
+        return scores, targets
     top = 1 if targets.ndim == 2 else scores.shape[1] - 1
     rule = f"targets must be in [0, {top}]" + (
         " (0/1, or fractions)" if targets.ndim == 2 else f": class indices of {top + 1} classes"
@@ -176,6 +179,7 @@ def check_targets(scores: Tensor, targets: Tensor, name: str = "scores") -> None
             f"{rule}; {where} of the batch has {targets[tuple(place)].item()} ({int(odd.sum())} such in all). Correct "
             f"them or leave the items out{fix}."
         ) from None
+    return scores, targets
 
 
 class Batch(NamedTuple):
@@ -242,13 +246,6 @@ class Batch(NamedTuple):
         broken = ~usable
         features = None if features is None else features.masked_fill(broken, 0)
         return cls(logits.masked_fill(broken, 0), targets, features, broken)
-
-
-def checked_targets(logits: Tensor, targets: Tensor, name: str = "logits") -> tuple[Tensor, Tensor]:
-    """Return logits (n, C) and targets (n, C) or (n,) as plain tensors that fit; one logit per item is one label."""
-    logits, targets = one_column(as_plain_tensor(logits), as_plain_tensor(targets))
-    check_targets(logits, targets, name)
-    return logits, targets
 
 
 def features_of(level: str, features: Tensor | None) -> Tensor | None:

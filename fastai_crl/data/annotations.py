@@ -61,11 +61,7 @@ class Annotations:
             ValueError: a file in another encoding or with another separator, rows that do not fit the header, a missing
                 or doubled column, an empty or doubled id, an empty label where one is needed. Each names lines or ids.
         """
-        return cls.of_file(read_file(Path(file)), id_col, label_col, label_delim)
-
-    @classmethod
-    def of_file(cls, csv_file: CsvFile, id_col: Any, label_col: Any, label_delim: Any) -> "Annotations":
-        """Return the annotations in a file that is read already; arguments and errors of `from_csv`."""
+        csv_file = read_file(Path(file))
         # Before the rows: another separator leaves rows, too, that do not fit.
         column(csv_file.frame, id_col, "id_col", f"csv file {csv_file.file}")
         require_none(csv_file)

@@ -51,39 +51,28 @@ class RowLabels(Transform):
         return [one for one, *_ in labels] if self.parser.delim is None else labels
 
 
-class _NamedCategory(Category):
-    def show(self, ctx: Any = None, **kwargs: Any) -> Any:
-        return Category(self.names.get(self, self)).show(ctx=ctx, **kwargs)
-
-
-class _NamedMultiCategory(MultiCategory):
-    def show(self, ctx: Any = None, sep: str = ";\n", **kwargs: Any) -> Any:
-        # Names are long: one to a line.
-        return MultiCategory([self.names.get(o, o) for o in self]).show(ctx=ctx, sep=sep, **kwargs)
-
-
 class _NamedCategorize(Categorize):
-    """`Categorize` whose decoded label is the one in the vocab but shows its name."""
+    """`Categorize` whose decoded label is the one in the vocab, with the names that `images.show` draws."""
 
     def __init__(self, vocab: list[str], names: dict[str, str]):
         super().__init__(vocab=vocab, sort=False)
         self.names = names
 
     def decodes(self, o):
-        res = _NamedCategory(self.vocab[o])
+        res = Category(self.vocab[o])
         res.names = self.names
         return res
 
 
 class _NamedMultiCategorize(MultiCategorize):
-    """`MultiCategorize` whose decoded labels are those in the vocab but show their names."""
+    """`MultiCategorize` whose decoded labels are those in the vocab, with the names that `images.show` draws."""
 
     def __init__(self, vocab: list[str], names: dict[str, str]):
         super().__init__(vocab=vocab)
         self.names = names
 
     def decodes(self, o):
-        res = _NamedMultiCategory([self.vocab[i] for i in o])
+        res = MultiCategory([self.vocab[i] for i in o])
         res.names = self.names
         return res
 

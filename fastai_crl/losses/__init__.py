@@ -1,6 +1,6 @@
 """The Class Rectification Loss, the measure that weighs it, and other losses for imbalanced data."""
 
-from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
+from .baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from .complete import CompleteLoss
 from .criteria import Criterion
 from .crl import CRL
@@ -17,6 +17,5 @@ __all__ = [
     "Criterion",
     "imbalance",
     "make_loss",
-    "register_loss",
     "start_at_frequency",
 ]

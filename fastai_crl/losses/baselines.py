@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from fastai.data.core import DataLoaders
@@ -19,26 +20,17 @@ from .complete import CompleteLoss, complete
 from .frequency import check_counts, frequency_log_odds
 
 
-class _SigmoidFocal(nn.Module):
-    def __init__(self, gamma: float, balance: float):
-        super().__init__()
-        self.gamma, self.balance = gamma, balance
-        self.reduction: str = "mean"
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, targets, self.balance, self.gamma, self.reduction)
-
-
-def _timm(name: str) -> Any:
-    """A member of `timm.loss`: timm is optional, and versions before 1.0.31 lack some losses."""
+def _timm(name: str, *args: Any, **options: Any) -> CompleteLoss:
+    """A loss of `timm.loss`: timm is optional, and versions before 1.0.31 lack some losses."""
     try:
         import timm.loss
 
-        return getattr(timm.loss, name)
+        make = getattr(timm.loss, name)
     except (ImportError, AttributeError) as e:
         raise ImportError(
             f'This loss needs {name} of timm.loss, in timm 1.0.31 and later: pip install -U "timm>=1.0.31".'
         ) from e
+    return CompleteLoss(make(*args, **options))
 
 
 # ---- multi-label: counts are (C,) positives, n samples ----
@@ -48,23 +40,11 @@ def _weighted_bce(counts: Tensor, n: int, power: float = 0.5, max_weight: float 
 
 
 def _focal(gamma: float = 2.0, balance: float = -1.0) -> CompleteLoss:
-    return CompleteLoss(_SigmoidFocal(gamma, balance))
-
-
-def _asl(reduction: str = "mean", **options: Any) -> CompleteLoss:
-    return CompleteLoss(_timm("AsymmetricLossMultiLabel")(reduction=reduction, **options))
+    return CompleteLoss(partial(sigmoid_focal_loss, alpha=balance, gamma=gamma, reduction="mean"))
 
 
 def _db(counts: Tensor, n: int, **options: Any) -> CompleteLoss:
-    return CompleteLoss(_timm("DistributionBalancedLoss")(counts, n, **options))
-
-
-def _two_way(**options: Any) -> CompleteLoss:
-    return CompleteLoss(_timm("TwoWayLoss")(**options))
-
-
-def _zlpr() -> CompleteLoss:
-    return CompleteLoss(_timm("ZlprLoss")())
+    return _timm("DistributionBalancedLoss", counts, n, **options)
 
 
 def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
@@ -87,10 +67,10 @@ _MULTI: dict[str, Callable[..., Any]] = {
     "bce": BCEWithLogitsLossFlat,
     "weighted_bce": _weighted_bce,
     "focal": _focal,
-    "asl": _asl,
+    "asl": partial(_timm, "AsymmetricLossMultiLabel", reduction="mean"),
     "db": _db,
-    "two_way": _two_way,
-    "zlpr": _zlpr,
+    "two_way": partial(_timm, "TwoWayLoss"),
+    "zlpr": partial(_timm, "ZlprLoss"),
     "logit_adjusted": _logit_adjusted_bce,
 }
 _SINGLE: dict[str, Callable[..., Any]] = {
@@ -99,38 +79,7 @@ _SINGLE: dict[str, Callable[..., Any]] = {
     "focal": FocalLossFlat,
     "logit_adjusted": _logit_adjusted_ce,
 }
-MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES = tuple(_MULTI), tuple(_SINGLE)  # those that come with the package
-
-
-def register_loss(
-    name: str, factory: Callable[..., Any], kinds: Sequence[Literal["multi-label", "single-label"]] = ("multi-label",)
-) -> None:
-    """Make a loss of your own known by `name`, in `make_loss` and `crl_learner(loss_func=name)`.
-
-    Args:
-        name: in place of a loss of that name, if there is one.
-        factory: a class or function that returns a loss of (logits, targets). Where it has parameters `counts` and `n`,
-            it gets the positives of each label, (C,) float, and the number of training samples; others are options. A
-            loss without `activation` is completed, see `CompleteLoss`.
-        kinds: of task that it serves.
-
-    Raises:
-        ValueError: a name that is no text or empty, a factory that cannot be called, unknown kinds.
-
-    Example:
-        >>> register_loss("smooth", lambda margin=1.0: torch.nn.MultiLabelSoftMarginLoss())
-        >>> make_loss("smooth").activation(torch.tensor([0.0])).item()
-        0.5
-    """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"name={name!r}: a loss's name is a text that is not empty.")
-    if not callable(factory):
-        raise ValueError(f"factory={factory!r}: give a class or function that returns a loss.")
-    tables = {"multi-label": _MULTI, "single-label": _SINGLE}
-    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(tables):
-        raise ValueError(f"kinds={kinds!r}: give a sequence of 'multi-label', 'single-label' or both.")
-    for kind in kinds:
-        tables[kind][name] = factory
+MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES = tuple(_MULTI), tuple(_SINGLE)
 
 
 def make_loss(
@@ -176,7 +125,7 @@ def make_loss(
     means the same with each. Labels that never (or always) occur count as if they did (did not) once.
 
     Args:
-        name: one of the above, or of `register_loss`.
+        name: one of the above.
         counts: (C,) positives per label in the training set, for weighted_bce, db, class_balanced, logit_adjusted.
         n: number of training samples; in single-label tasks the sum of counts.
         single_label: the kind of task. Default: that of dls, else multi-label where the name has both.

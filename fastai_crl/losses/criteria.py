@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -219,6 +219,38 @@ class Distribution(Criterion):
 
     def __repr__(self) -> str:
         return f"Distribution(bins={self.bins})"
+
+
+class TermOptions(NamedTuple):
+    """Options of the rectification term of one batch.
+
+    Attributes:
+        criterion: how anchors are compared with their hard samples.
+        scope: `"joint"` or `"attribute"`.
+        rho: ρ, largest share of the batch that the minority makes up.
+        k: κ, hard positives and negatives per anchor.
+        margin: m.
+        by_label: the mean of the labels' means, else the mean over all triplets.
+        widest: the largest difference that two scores can have; 1 for probabilities, from 0 to 1.
+    """
+
+    criterion: Criterion
+    scope: Scope
+    rho: float
+    k: int
+    margin: float
+    by_label: bool
+    widest: float
+
+    @property
+    def threshold(self) -> float:
+        """The margin, or one that activates every hinge where the margin is larger than that."""
+        return min(self.margin, 2 * self.widest)
+
+    @property
+    def apart(self) -> float:
+        """What moves a score beyond the reach of any other's hinge."""
+        return 8 * self.widest
 
 
 CRITERIA: dict[str, type[Criterion]] = {c.name: c for c in (Relative, Absolute, Distribution, Ranking)}

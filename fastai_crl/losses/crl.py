@@ -15,9 +15,9 @@ from fastai_crl._checks import Batch, check_arguments, check_choice, check_per_l
 from fastai_crl.mining.hard_samples import pairwise_distance
 from fastai_crl.mining.profile import Level, Scope, membership
 
-from .criteria import CRITERIA, Average, Criterion, ScoreSpace, make_criterion
-from .hinge import HingeOptions, hinge_weights
-from .pairs import PairOptions, pair_sums, widest
+from .criteria import CRITERIA, Average, Criterion, ScoreSpace, TermOptions, make_criterion
+from .hinge import hinge_weights
+from .pairs import pair_sums, span_of
 
 # Attribute scope lays the pairs of labels out in slices, so that (anchors x κ) of one stays near this many entries.
 _SLICE = 2**22
@@ -202,30 +202,19 @@ class CRL(nn.Module):
             y = membership(targets.detach(), n_classes, logits.dtype)
             y = y if broken is None else y.masked_fill(broken, 0.5)  # neither positives nor negatives: no triplets
             distance = None if self.level == "class" or features is None else pairwise_distance(features)
-            by_hinge = self.criterion.hinge and distance is None
-            return (self._hinges if by_hinge else self._pairs)(scores, y, distance)
+            margin, by_label = self.default_margin(n_classes), self.average == "label"
+            widest = 1.0 if self.score_space == "probability" else 2 * _BOUND
+            options = TermOptions(self.criterion, self.scope, self.rho, self.k, margin, by_label, widest)
+            if not self.criterion.hinge or distance is not None:
+                return self._pairs(scores, y, distance, options)
+            weights, active, triplets = hinge_weights(scores.detach(), y, self.frequency, options)
+            product = scores.flatten().dot(weights.flatten())
+            return Rectified(torch.add(product, active, alpha=margin), triplets)
 
-    def _hinges(self, scores: Tensor, y: Tensor, distance: Tensor | None) -> Rectified:
-        """The criteria that are hinges of scores: one product of weights and scores."""
-        options = HingeOptions(
-            self.rho,
-            self.k,
-            self.default_margin(scores.shape[1]),
-            self.scope,
-            self.criterion.lone_positive,
-            self.average == "label",
-            1.0 if self.score_space == "probability" else 2 * _BOUND,
-        )
-        weights, active, triplets = hinge_weights(scores.detach(), y, self.frequency, options)
-        product = scores.flatten().dot(weights.flatten())
-        return Rectified(torch.add(product, active, alpha=options.margin), triplets)
-
-    def _pairs(self, scores: Tensor, y: Tensor, distance: Tensor | None) -> Rectified:
+    def _pairs(self, scores: Tensor, y: Tensor, distance: Tensor | None, options: TermOptions) -> Rectified:
         """Any other criterion: its sums over the pairs of all labels at once, or of slices added up."""
         n, n_classes = scores.shape
-        by_label = self.average == "label"
-        options = PairOptions(self.criterion, self.scope, self.rho, self.k, self.default_margin(n_classes), by_label)
-        span = widest(scores, distance, self.score_space)
+        span = span_of(scores, distance, self.score_space)
         part = partial(pair_sums, distance=distance, span=span, options=options)
         width = n_classes if self.scope == "joint" else self._slice_width(n, n_classes)
         if width >= n_classes:
@@ -235,7 +224,7 @@ class CRL(nn.Module):
             slices = zip(scores.split(width, 1), y.split(width, 1), strict=True)
             each, *of_each = zip(*(part(*tensors, None) for tensors in slices), strict=True)
             triplets, sums = torch.cat(each), [sum(values[1:], values[0]) for values in of_each]
-        return Rectified(self.criterion.loss(*sums, counts=(triplets > 0) if by_label else triplets), triplets)
+        return Rectified(self.criterion.loss(*sums, counts=(triplets > 0) if options.by_label else triplets), triplets)
 
     def _slice_width(self, n: int, n_classes: int) -> int:
         """Labels that attribute scope lays out at a time."""

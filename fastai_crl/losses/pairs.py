@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from fastai_crl.mining.hard_samples import HardSamples, take
-from fastai_crl.mining.profile import Profile, Scope, n_triplets
+from fastai_crl.mining.profile import Profile, n_triplets
 
-from .criteria import Criterion, Pairs, ScoreSpace
-
-
-class PairOptions(NamedTuple):
-    """Options of `pair_sums`.
-
-    Attributes:
-        criterion: makes sums of the pairs.
-        scope: `"joint"` or `"attribute"`.
-        rho: ρ, largest share of the batch that the minority makes up.
-        k: κ, hard positives and negatives per anchor.
-        margin: m.
-        by_label: each label's triplets are weighed by one over their number.
-    """
-
-    criterion: Criterion
-    scope: Scope
-    rho: float
-    k: int
-    margin: float
-    by_label: bool
+from .criteria import Pairs, ScoreSpace, TermOptions
 
 
-def widest(scores: Tensor, distance: Tensor | None, space: ScoreSpace) -> Tensor | float:
+def span_of(scores: Tensor, distance: Tensor | None, space: ScoreSpace) -> Tensor | float:
     """Return the largest distance there can be: the range of the distribution criterion's histograms.
 
     At least 0.01: equal scores span nothing, and the gradient is as steep as the range is small.
@@ -56,7 +34,7 @@ def pair_sums(
     *,
     distance: Tensor | None,
     span: Tensor | float,
-    options: PairOptions,
+    options: TermOptions,
 ) -> tuple[Tensor, ...]:
     """Mine a slice of the labels, and make the criterion's sums over all pairs, differentiable.
 
@@ -65,8 +43,8 @@ def pair_sums(
         y: (n, C) memberships of the same dtype, see `membership`.
         frequency: (C,), see `minority_classes`, or None.
         distance: (n, n) distances of the features, which instance level compares; else None.
-        span: see `widest`.
-        options: see `PairOptions`.
+        span: see `span_of`.
+        options: see `TermOptions`.
 
     Returns:
         (C,) long triplets of each label (pairs, where a lone positive is enough), and the sums.

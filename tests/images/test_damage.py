@@ -39,11 +39,6 @@ KINDS = {
     "png in colour": (3, pillow(RGB, "PNG"), True),
     "png with a table": (3, pillow(RGB, "PNG", "P"), True),
     "png of one bit": (1, pillow(GREY, "PNG", "1"), True),
-    "animated png": (
-        2,
-        pillow(GREY, "PNG", save_all=True, append_images=[Image.fromarray(STACK[1])]),
-        True,
-    ),
     "jpeg": (3, pillow(RGB, "JPEG"), False),
     "gif": (1, pillow(GREY, "GIF"), False),
     "webp": (3, pillow(RGB, "WEBP", lossless=True), False),

@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.labels import label_counts
 from fastai_crl.learner import crl_learner
-from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss, register_loss
+from fastai_crl.losses.baselines import MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES, make_loss
 from fastai_crl.losses.crl_loss import CRL
 
 pytest.importorskip("timm", minversion="1.0.31", reason="timm with the multi-label losses is not installed")
@@ -248,50 +248,3 @@ def test_timm_missing_or_too_old(monkeypatch):
     with pytest.raises(ImportError, match="needs AsymmetricLossMultiLabel"):
         make_loss("asl")
     assert float(make_loss("bce")(LOGITS, TARGETS)) > 0  # needs no timm
-
-
-@pytest.fixture
-def registry():
-    """What is registered in a test is forgotten after it."""
-    from fastai_crl.losses import baselines
-
-    before = dict(baselines._MULTI), dict(baselines._SINGLE)
-    yield
-    for table, old in zip((baselines._MULTI, baselines._SINGLE), before, strict=True):
-        table.clear()
-        table.update(old)
-
-
-def test_a_loss_of_ones_own_by_name(hpa_dls, registry):
-    seen = []
-
-    def factory(counts, n, power=1.0):
-        seen.append((counts, n, power))
-        return nn.BCEWithLogitsLoss(pos_weight=counts.new_full((len(counts),), power))
-
-    register_loss("own", factory)
-    loss = make_loss("own", COUNTS, N, power=2.0)
-    assert seen[0][0].tolist() == COUNTS.tolist() and seen[0][1:] == (N, 2.0)
-    expected = F.binary_cross_entropy_with_logits(LOGITS, TARGETS, pos_weight=torch.full((4,), 2.0))
-    torch.testing.assert_close(loss(LOGITS, TARGETS), expected)
-    torch.testing.assert_close(loss.activation(LOGITS), LOGITS.sigmoid())
-    learn = crl_learner(hpa_dls, tiny, loss_func="own")
-    assert learn.loss_func.func.pos_weight.tolist() == [1.0] * hpa_dls.c and seen[1][1] == len(hpa_dls.train_ds)
-    with pytest.raises(ValueError, match="single-label task='own' is unknown"):
-        make_loss("own", single_label=True)
-    register_loss("own", nn.CrossEntropyLoss, kinds=["single-label"])
-    torch.testing.assert_close(make_loss("own", single_label=True).activation(LOGITS), LOGITS.softmax(1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("", nn.BCEWithLogitsLoss), "name=''"),
-        (("x", "bce"), "factory='bce'"),
-        (("x", nn.BCEWithLogitsLoss, "multi-label"), "kinds='multi-label': give a sequence"),
-        (("x", nn.BCEWithLogitsLoss, ["both"]), r"kinds=\['both'\]"),
-    ],
-)
-def test_what_cannot_be_registered(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        register_loss(*arguments)

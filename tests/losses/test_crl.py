@@ -155,7 +155,7 @@ def test_gradcheck(level, criterion, scope, monkeypatch):
     other = (lambda x: crl(x, targets)) if level == "class" else (lambda x: crl(logits.detach(), targets, x))
     if level == "instance" and criterion == "distribution":
         fixed = torch.tensor(20.0, dtype=torch.float64)
-        monkeypatch.setattr(rectification, "widest", lambda *_: fixed)
+        monkeypatch.setattr(rectification, "span_of", lambda *_: fixed)
     assert crl(logits, targets, features).item() > 0
     assert gradcheck(other, (compared,))
 

@@ -15,41 +15,33 @@ _JPEG_END = b"\xff\xd9"
 
 
 def open_with_pillow(file: Input, n: int) -> Source:
-    """Open a file of one of the formats meant, whatever its reader; every frame of it is counted."""
+    """Open a file of one of the formats meant, whatever its reader; animations are refused."""
     f = file.stream
     f.seek(0)
     im = Image.open(f, formats=_FORMATS)
     check_pixels(im.height, im.width)
-    frames, mode = getattr(im, "n_frames", 1), im.mode
-    if frames not in (1, n):
-        raise ValueError(f"it holds {frames} frames where {n} channels are expected: save one image alone")
+    mode = im.mode
+    if (frames := getattr(im, "n_frames", 1)) > 1:
+        raise ValueError(f"it holds {frames} frames: save one image alone, or channels as the pages of a TIFF")
     if mode == "F" or (mode == "I" and im.format not in ("PNG", "PPM")):
         raise ValueError(f"its pixels are of a kind ({mode}) without a fixed range: save it with 8 or 16 bits")
     if mode in ("CMYK", "LAB"):
         raise ValueError(f"its colours are {mode}, which no one rule turns into red, green and blue: save it as RGB")
-    grey = mode in ("L", "1", "LA", "La") or mode.startswith("I") or (mode in ("P", "PA") and n in (1, frames))
+    grey = mode in ("L", "1", "LA", "La") or mode.startswith("I") or (mode in ("P", "PA") and n == 1)
     colours = "RGBA" if mode == "RGBA" or im.has_transparency_data else "RGB"
-    planes = frames if grey else len(colours)
-    if frames > 1 and not grey:
-        raise ValueError(f"it holds {frames} frames in colour: save one image alone")
 
     def decode() -> np.ndarray:
-        shown = []
-        for frame in range(frames):
-            if frames > 1:
-                im.seek(frame)
-            im.load()
-            shown.append(_grey(im) if grey else np.moveaxis(np.asarray(im.convert(colours)), -1, 0))
-        return np.stack(shown) if grey else shown[0]
+        return _grey(im)[None] if grey else np.moveaxis(np.asarray(im.convert(colours)), -1, 0)
 
     f.seek(max(0, file.size - len(_JPEG_END)))
     intact = im.format == "JPEG" and f.read(len(_JPEG_END)) == _JPEG_END and mode in ("L", "RGB")
     dtype = np.uint16 if mode.startswith("I") else np.uint8
+    planes = 1 if grey else len(colours)
     return Source(planes, im.height, im.width, decode, dtype, colour=not grey, intact=intact)
 
 
 def _grey(im: Image.Image) -> np.ndarray:
-    """Return one frame as brightness (H,W)."""
+    """Return a picture as brightness (H,W)."""
     if im.mode in ("P", "PA"):
         if im.has_transparency_data and np.asarray(im.convert("RGBA"))[..., 3].min() < 255:
             raise ValueError("it is not opaque, save it without alpha")
@@ -59,11 +51,6 @@ def _grey(im: Image.Image) -> np.ndarray:
         raise ValueError("it is not opaque, save it without alpha")
     if im.mode.startswith("I"):
         return np.asarray(im).astype(np.uint16)
-    if im.mode in ("RGB", "RGBA"):  # a later frame of a GIF
-        a = np.asarray(im.convert("RGB"))
-        if (a != a[..., :1]).any():
-            raise ValueError("its frames are in colour: save one image alone")
-        return a[..., 0]
     return np.asarray(im.convert("L"))
 
 

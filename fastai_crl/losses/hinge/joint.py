@@ -29,7 +29,7 @@ def weigh(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
     score, row = sides.scores.take(place), label.clamp_max(n_labels - 1)
     a = score[:, None]
     to_far = far.index_select(0, row).add_(a)  # (A, N) p_a - p_-, ascending
-    if options.lone_positive:
+    if options.criterion.lone_positive:
         reach = torch.full_like(a, options.threshold).masked_fill_((label == n_labels)[:, None], -torch.inf)
     else:
         others = torch.constant_pad_nd(sides.h - 1, (0, 1)).take(label)[:, None]
@@ -46,7 +46,7 @@ def weigh(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
     bins = torch.add(above, row[:, None], alpha=by_active.shape[1]).view(-1)
     by_active.view(-1).scatter_add_(0, bins, a.new_ones(1).expand(len(bins)))
     weights = torch.zeros_like(sides.scores)
-    if options.lone_positive:
+    if options.criterion.lone_positive:
         weights.view(-1).index_add_(0, place, above[:, 0].to(a.dtype), alpha=-1)
     else:
         pull = gap.sign_().mul_(above)  # slopes of |p_a - p_+| - p_a in p_+, and with the other sign in p_a

@@ -7,40 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastai_crl.losses.criteria import TermOptions
 from fastai_crl.mining.hard_samples import hardest
-from fastai_crl.mining.profile import Scope
-
-
-class HingeOptions(NamedTuple):
-    """Options of `hinge_weights`.
-
-    Attributes:
-        rho: ρ, largest share of the batch that the minority makes up.
-        k: κ, hard positives and negatives per anchor.
-        margin: m.
-        scope: `"joint"` or `"attribute"`.
-        lone_positive: max(0, m - d(a,-)) over pairs, else max(0, m + d(a,+) - d(a,-)) over triplets.
-        by_label: the mean of the labels' means, else the mean over all triplets.
-        widest: the largest difference that two scores can have; 1 for probabilities, from 0 to 1.
-    """
-
-    rho: float
-    k: int
-    margin: float
-    scope: Scope
-    lone_positive: bool
-    by_label: bool
-    widest: float
-
-    @property
-    def threshold(self) -> float:
-        """The margin, or one that activates every hinge where the margin is larger than that."""
-        return min(self.margin, 2 * self.widest)
-
-    @property
-    def apart(self) -> float:
-        """What moves a score beyond the reach of any other's hinge."""
-        return 8 * self.widest
 
 
 class Sides(NamedTuple):
@@ -54,7 +22,7 @@ class Sides(NamedTuple):
     share: Tensor  # (M,) what one triplet of the label counts in the mean; 0 where there is none
     far: Tensor  # (N, M) samples of the hard negatives, hardest first, padded with any others
     signed: bool  # scores may be below 0
-    options: HingeOptions
+    options: TermOptions
 
     @classmethod
     def of(
@@ -66,7 +34,7 @@ class Sides(NamedTuple):
         h: Tensor,
         g: Tensor,
         share: Tensor,
-        options: HingeOptions,
+        options: TermOptions,
     ) -> Sides:
         """The sides of M labels.
 
@@ -78,7 +46,7 @@ class Sides(NamedTuple):
             h: see `Sides`, like the next two.
             g: see there.
             share: see there.
-            options: see `HingeOptions`.
+            options: see `TermOptions`.
         """
         if flip is not None:
             positive, maybe = torch.where(flip, 1 - maybe, positive), torch.where(flip, 1 - positive, maybe)

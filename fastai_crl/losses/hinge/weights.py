@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from fastai_crl._checks import readable
+from fastai_crl.losses.criteria import TermOptions
 from fastai_crl.mining.profile import limit, n_triplets, within_limit
 
 from . import attribute, joint
-from .sides import HingeOptions, Sides, all_active
+from .sides import Sides, all_active
 
 # Entries of the matrices that one slice of the labels takes: on a CPU they stay in its cache, elsewhere in some 100 MB.
 _SLICE_ON_CPU, _SLICE = 2**17, 2**22
@@ -33,7 +34,7 @@ class HingeWeights(NamedTuple):
     Attributes:
         weights: (n, C) in the dtype of the scores.
         active: scalar, the share of the hinges that are active.
-        triplets: (C,) long, of each label (pairs, with `lone_positive`).
+        triplets: (C,) long, of each label (pairs, for ranking).
     """
 
     weights: Tensor
@@ -42,14 +43,14 @@ class HingeWeights(NamedTuple):
 
 
 @torch.no_grad()
-def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: HingeOptions) -> HingeWeights:
+def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: TermOptions) -> HingeWeights:
     """Weigh the scores of a batch so that their weighted sum is the mean of its hinges, but for a constant.
 
     Args:
         scores: (n, C) float32 or float64, n ≥ 1.
         y: (n, C) memberships of the same dtype, see `membership`.
         frequency: (C,), see `minority_classes`, or None.
-        options: see `HingeOptions`.
+        options: see `TermOptions`.
     """
     n, bound = len(scores), max(1, limit(options.rho, len(scores)))
     positive, maybe = y.floor(), y.ceil()
@@ -59,7 +60,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
         h, g = torch.where(turned, g, h), torch.where(turned, h, g)
     g = g.clamp_max(options.k)
     few = within_limit(h, n, options.rho, options.scope, frequency)
-    triplets = n_triplets(h * few, g, options.k, options.lone_positive)
+    triplets = n_triplets(h * few, g, options.k, options.criterion.lone_positive)
     share = _share(triplets, options.by_label, scores.dtype)
     if turned is None and 4 * bound >= len(h):
         weights, active = _weigh(Sides.of(scores, positive, maybe, None, h, g, share, options), bound)
@@ -85,11 +86,11 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
 def _weigh(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
     """Weights, (n, M), and what all active hinges count in the mean, of labels with at most that many anchors."""
     options = sides.options
-    if options.lone_positive and options.margin >= options.widest:
+    if options.criterion.lone_positive and options.margin >= options.widest:
         return all_active(sides)
     if options.scope == "joint":
         return joint.weigh(sides, most)
-    return (attribute.weigh_ranking if options.lone_positive else attribute.weigh_relative)(sides, most)
+    return (attribute.weigh_ranking if options.criterion.lone_positive else attribute.weigh_relative)(sides, most)
 
 
 def _share(triplets: Tensor, by_label: bool, dtype: torch.dtype) -> Tensor:
@@ -99,7 +100,7 @@ def _share(triplets: Tensor, by_label: bool, dtype: torch.dtype) -> Tensor:
     return used / total.to(dtype)
 
 
-def _slices(sizes: Tensor, most: int, n: int, options: HingeOptions) -> Iterator[tuple[Tensor, int]]:
+def _slices(sizes: Tensor, most: int, n: int, options: TermOptions) -> Iterator[tuple[Tensor, int]]:
     """Yield slices of the labels, and how many anchors one of them can have at most.
 
     On a CPU, where reading waits for nothing, only labels with an anchor come, those with the most first.
@@ -108,7 +109,7 @@ def _slices(sizes: Tensor, most: int, n: int, options: HingeOptions) -> Iterator
         sizes: (C,) anchors of each label.
         most: that no label can have more anchors than.
         n: samples.
-        options: see `HingeOptions`.
+        options: see `TermOptions`.
     """
     labels, entries = torch.arange(len(sizes), device=sizes.device), _SLICE
     known = [most] * len(sizes)
@@ -117,7 +118,7 @@ def _slices(sizes: Tensor, most: int, n: int, options: HingeOptions) -> Iterator
         known = [size for size in sizes.take(labels).tolist() if size]
     start = 0
     while start < len(known):
-        pairs = 0 if options.lone_positive else min(options.k + 1, known[start]) ** 2
+        pairs = 0 if options.criterion.lone_positive else min(options.k + 1, known[start]) ** 2
         width = max(1, entries // (pairs + n))
         yield labels[start : start + width][: len(known) - start], known[start]
         start += width
