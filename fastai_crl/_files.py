@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import secrets
+import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,17 +27,18 @@ def replace_file(file: Path, write: Callable[[BinaryIO], Any], aside: Path | Non
     try:
         if aside is None or aside.stat().st_dev != file.parent.stat().st_dev:
             aside = file.parent
-        handle, part = tempfile.mkstemp(".part", ".", aside)  # a new file (O_EXCL), of a name that nobody can foresee
+        part = aside / f".{secrets.token_hex(8)}.part"  # a name that nobody can foresee
         try:
-            with os.fdopen(handle, "wb") as f:
+            with part.open("xb") as f:  # x: a new file (O_EXCL), no link
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copymode(file, part)
                 write(f)
                 f.flush()
                 os.fsync(f.fileno())
-            Path(part).chmod(_mode_of(file))
             os.replace(part, file)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(part)
+                part.unlink()
             raise
     except OSError as e:
         raise type(e)(
@@ -44,15 +46,6 @@ def replace_file(file: Path, write: Callable[[BinaryIO], Any], aside: Path | Non
             f"{e.strerror}: {file} could not be written, and is as it was. Free space on its disk, or give a place "
             "that can be written to",
         ) from e
-
-
-def _mode_of(file: Path) -> int:
-    try:
-        return stat.S_IMODE(file.stat().st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
 
 
 def own_folder(folder: Path) -> Path:

@@ -29,7 +29,7 @@ from fastai_crl.evaluate.decider import (
     keep_thresholds,
     labels_of,
     set_thresholds,
-    thresholds_of,
+    threshold_in_use,
     warn_of_other_labels,
 )
 from fastai_crl.evaluate.metrics import ClassBalancedAccuracy, MacroF1, MeanAP, MicroF1
@@ -111,7 +111,8 @@ class CRLLearner(Learner):
 
     @property
     def thresholds(self) -> np.ndarray | None:
-        return thresholds_of(self)
+        in_use = threshold_in_use(self)
+        return in_use if isinstance(in_use, np.ndarray) else None
 
     @thresholds.setter
     def thresholds(self, values: float | ArrayLike) -> None:

@@ -92,12 +92,6 @@ def keep_thresholds(before: Any, loss: Any) -> Any:
         return loss
 
 
-def thresholds_of(learn: Learner) -> np.ndarray | None:
-    """Return the thresholds (C,) that `set_thresholds` gave a learner; None where it has one number, or none."""
-    thresh = as_array(getattr(_decider(learn.loss_func), "thresh", 0.5)).copy()
-    return thresh if thresh.ndim else None
-
-
 def threshold_in_use(learn: Learner) -> float | np.ndarray:
     """Return what a learner decides by, see `decide`: one number, 0.5 where its loss has none, or (C,) thresholds.
 

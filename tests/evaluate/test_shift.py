@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score
 from torch import nn
 
-from fastai_crl.evaluate.decider import set_thresholds, thresholds_of
+from fastai_crl.evaluate.decider import set_thresholds, threshold_in_use
 from fastai_crl.evaluate.decisions import decide
 from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.evaluate.metrics import MacroF1
@@ -250,7 +250,7 @@ def test_in_a_learner(hpa_dls, tmp_path):
     n = len(hpa_dls.train_ds)
     frequency = label_counts(hpa_dls.train, hpa_dls.c) / n
     assert fitted.thresholds == pytest.approx(shift_thresholds(fitted.shift, frequency, n=n))
-    assert thresholds_of(learn).tolist() == fitted.thresholds.tolist()
+    assert threshold_in_use(learn).tolist() == fitted.thresholds.tolist()
 
 
 def test_a_crl_loss_that_waits_for_its_first_batch(single_label_dls, tmp_path):

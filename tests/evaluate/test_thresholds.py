@@ -16,7 +16,7 @@ from torch import nn
 
 from fastai_crl.evaluate import own_measure
 from fastai_crl.evaluate import thresholds as module
-from fastai_crl.evaluate.decider import set_thresholds, threshold_in_use, thresholds_of
+from fastai_crl.evaluate.decider import set_thresholds, threshold_in_use
 from fastai_crl.evaluate.metrics import macro_f1
 from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.evaluate.recall import RecallAtLeast
@@ -247,12 +247,12 @@ LOSSES = {
 def test_thresholds_in_a_learner(hpa_dls, tmp_path, loss):
     """Decisions of predict, get_preds and show_results follow them, before and after export."""
     learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=LOSSES[loss](), path=tmp_path)
-    assert thresholds_of(learn) is None
+    assert threshold_in_use(learn) == 0.5
     probs = predict_probabilities(learn)[0]
     thresholds = probs.double().quantile(0.7, dim=0).numpy()
     set_thresholds(learn, thresholds)
     expected = probs.double().numpy() > thresholds
-    assert thresholds_of(learn).tolist() == thresholds.tolist()
+    assert threshold_in_use(learn).tolist() == thresholds.tolist()
     assert learn.get_preds(with_decoded=True)[2].tolist() == expected.tolist()
     assert 0.2 < expected.mean() < 0.4 and (probs > 0.5).numpy().tolist() != expected.tolist()
     item = hpa_dls.valid_ds.items.iloc[2]
@@ -262,10 +262,10 @@ def test_thresholds_in_a_learner(hpa_dls, tmp_path, loss):
     learn.show_results(max_n=2)
     learn.export("x.pkl")
     again = load_learner(tmp_path / "x.pkl")
-    assert thresholds_of(again).tolist() == thresholds.tolist()
+    assert threshold_in_use(again).tolist() == thresholds.tolist()
     assert again.predict(item)[1].tolist() == expected[2].tolist()
     set_thresholds(learn, 0.5)
-    assert thresholds_of(learn) is None
+    assert threshold_in_use(learn) == 0.5
     assert learn.get_preds(with_decoded=True)[2].tolist() == (probs > 0.5).tolist()
 
 
@@ -279,7 +279,7 @@ def test_thresholds_that_do_not_fit_the_learner(hpa_dls):
         learn = Learner(hpa_dls, flat(hpa_dls.c), loss_func=loss)
         with pytest.raises(ValueError, match=f"{type(loss).__name__}.* takes no thresholds: use"):
             set_thresholds(learn, 0.3)
-        assert thresholds_of(learn) is None
+        assert threshold_in_use(learn) == 0.5
 
 
 def test_learners_of_one_data_set_keep_apart(hpa_dls):
