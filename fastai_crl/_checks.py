@@ -45,12 +45,11 @@ def whole_number(name: str, value: Any, least: int, rule: str, most: int | None 
     return number
 
 
-def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
+def check_size(size: Any) -> tuple[int, int] | None:
     """Return a size as (height, width), or None for None.
 
     Args:
         size: one whole number, of any integer type, for a square; or two.
-        name: of the argument, for the message.
 
     Raises:
         ValueError: other than one or two whole numbers above 0.
@@ -63,8 +62,8 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int] | None:
     except (TypeError, ValueError):
         sides = []
     if len(sides) not in (1, 2):
-        raise ValueError(f"{name}={size!r}: {rule}.")
-    sides = [whole_number(name, side, 1, rule) for side in sides]
+        raise ValueError(f"size={size!r}: {rule}.")
+    sides = [whole_number("size", side, 1, rule) for side in sides]
     return sides[0], sides[-1]
 
 

@@ -16,7 +16,7 @@ from fastprogress.fastprogress import progress_bar
 
 from fastai_crl._checks import check_size, offenders
 
-from .layout import CHANNELS, PATTERN, check_channels, check_pattern, file_names, listing, match_ids
+from .layout import CHANNELS, PATTERN, check_channels, check_pattern, listing, match_ids
 from .readers import check_intensity, check_white, header, read_planes
 from .tensor import TensorMultiChannel
 
@@ -77,16 +77,13 @@ class ImageSet:
         """The value of full intensity that `white` or `bits` says; None: the files' own."""
         return check_white(self.white, self.bits)
 
-    def found_ids(self, subfolders: bool = False) -> list[str]:
+    def found_ids(self) -> list[str]:
         """Return the sorted ids of which the folder holds at least one file, all channels or not; perhaps none.
-
-        Args:
-            subfolders: look into sub-folders too; such an id is "plate1/a".
 
         Raises:
             FileNotFoundError: the folder is missing or empty.
         """
-        return match_ids(listing(self.folder, subfolders), self.channels, self.pattern)
+        return match_ids(listing(self.folder), self.channels, self.pattern)
 
     def ids(self, subfolders: bool = False) -> L:
         """Return the sorted ids of the images in the folder, an `L` of str.
@@ -114,7 +111,8 @@ class ImageSet:
     def names(self, id_: str | Path) -> list[str]:
         """Return the files of one image as paths below the folder: text, as this runs a hundred thousand times."""
         folder, name = os.path.split(id_)
-        return [os.path.join(folder, f) for f in file_names(name, self.channels, self.pattern)]
+        channels = self.channels if "{channel}" in self.pattern else self.channels[:1]  # one file for all
+        return [os.path.join(folder, self.pattern.format(id=name, channel=c)) for c in channels]
 
     def files(self, id_: str | Path) -> list[Path]:
         """Return the files of one image: one per channel, in the order of `channels`, or one for all."""

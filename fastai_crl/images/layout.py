@@ -75,13 +75,6 @@ def check_pattern(channels: Sequence[str], pattern: str) -> None:
 # ---------------------------------------------------------------- names and ids
 
 
-def file_names(id_: str, channels: Sequence[str], pattern: str) -> list[str]:
-    """Return the names of the files of one image: one per channel, or one for all if `pattern` has no {channel}."""
-    if "{channel}" not in pattern:
-        return [pattern.format(id=id_)]
-    return [pattern.format(id=id_, channel=c) for c in channels]
-
-
 def listing(folder: Path, subfolders: bool = False) -> set[str]:
     """Return what lies in `folder`, as paths below it; with `subfolders` also what lies in those.
 
