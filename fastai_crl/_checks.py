@@ -173,10 +173,9 @@ def checked_targets(scores: Tensor, targets: Tensor, name: str = "logits") -> tu
         odd = ~((targets >= 0) & (targets <= top))
         place = odd.nonzero()[0].tolist()
         where = f"item {place[0]}" + (f", label {place[1]}" if len(place) == 2 else "")
-        fix = "" if targets.ndim == 1 else ", or give 0.5 for a label that is neither there nor not"
         raise ValueError(
             f"{rule}; {where} of the batch has {targets[tuple(place)].item()} ({int(odd.sum())} such in all). Correct "
-            f"them or leave the items out{fix}."
+            "them or leave the items out."
         ) from None
     return scores, targets
 
