@@ -124,10 +124,10 @@ def ours(root, size, bs, workers, cache, trained=False, times=1):
 def bare(packed, bs, new, times):
     """Batches copied out of the memory map, and nothing else."""
     order = np.random.default_rng(0).permutation(len(packed) * times) % len(packed)
-    buffer = np.empty((bs, *packed.images.shape[1:]), np.uint8)
+    images, buffer = np.load(packed.path / "images.npy", mmap_mode="r"), np.empty((bs, *packed.shape[1:]), np.uint8)
     for i in range(0, len(order) - bs + 1, bs):
         out = np.empty_like(buffer) if new else buffer
-        yield np.take(packed.images, order[i : i + bs], axis=0, out=out, mode="clip")
+        yield np.take(images, order[i : i + bs], axis=0, out=out, mode="clip")
 
 
 # ---------------------------------------------------------------- measuring
@@ -291,7 +291,7 @@ def main(
         files = [folder / f"{i}_{c}.png" for i in ids for c in HPA_CHANNELS]
         packed = pack(ImageSet(folder, size=size), ids, progress=False)
         pixels = [packed.path / "images.npy"]
-        shape = "x".join(map(str, packed.images.shape[1:]))
+        shape = "x".join(map(str, packed.shape[1:]))
         print(
             f"{datetime.date.today()}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"{platform.machine()}, {cores} CPUs; {len(ids)} samples in {'real' if path else 'drawn'} files of "

@@ -15,6 +15,7 @@ from torchvision.models import resnet34
 
 from fastai_crl.learner import CRLLearner, crl_learner
 from fastai_crl.losses import start_at_frequency
+from fastai_crl.losses.imbalance import Schedule  # noqa: F401, the signature of compare_losses names it
 from fastai_crl.task import is_single_label
 
 from .answer import Comparison

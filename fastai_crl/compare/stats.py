@@ -82,7 +82,7 @@ def difference(
     tail = 1 - (1 - level) / (2 * n_compared)
     of_seeds = values.var(ddof=1) / n_seeds if n_seeds > 1 else np.nan
     if influence is None:
-        half = stats.t.ppf(tail, n_seeds - 1) * np.sqrt(of_seeds) if n_seeds > 1 else np.nan
+        half = float(stats.t.ppf(tail, n_seeds - 1) * np.sqrt(of_seeds)) if n_seeds > 1 else np.nan
         return Difference(mean, mean - half, mean + half)
     influence = np.asarray(influence, float)
     n = influence.shape[1]

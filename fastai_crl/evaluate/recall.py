@@ -36,6 +36,7 @@ class RecallAtLeast:
     Example:
         >>> RecallAtLeast(0.9, confidence=0.95).needed
         29
+        >>> from fastai_crl.evaluate import fit_thresholds
         >>> fitted = fit_thresholds([[i / 100] for i in range(100)], [[1]] * 100, RecallAtLeast(0.9, confidence=0.95))
         >>> fitted.thresholds.tolist(), fitted.report.promised.tolist()  # no more than 4 of 100 may be missed
         ([0.035], [True])

@@ -12,6 +12,20 @@ from torch import Tensor
 from fastai_crl._checks import whole_number
 from fastai_crl.mining.profile import Level, Scope
 
+# What the reference documents: all but the options, which the package makes for itself.
+__all__ = [
+    "CRITERIA",
+    "Absolute",
+    "Average",
+    "Criterion",
+    "Distribution",
+    "Pairs",
+    "Ranking",
+    "Relative",
+    "ScoreSpace",
+    "make_criterion",
+]
+
 ScoreSpace = Literal["probability", "logit"]
 Average = Literal["triplet", "label"]
 
