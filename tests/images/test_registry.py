@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_what_a_reader_gets_wrong_is_found_by_the_check(plate):
             images.open("w1")
         with pytest.raises(ValueError, match="8 in all"):
             images.check()
+
+
+def test_one_thread_at_a_time(tmp_path):
+    "Files are checked and read by several threads; a reader is called by one, unless it says otherwise."
+    inside, most = [], {}
+
+    def watched(name):
+        def call(*_):
+            inside.append(name)
+            most[name] = max(most.get(name, 0), inside.count(name))
+            time.sleep(0.005)
+            inside.remove(name)
+            return np.zeros((1, 8, 8), np.uint8)
+
+        return lambda file, n: (call(), Source(1, 8, 8, call))[1]
+
+    for name, threads in (("alone", False), ("together", True)):
+        register_reader(Reader(name, (f".{name}",), watched(name), threads=threads))
+        for k in range(16):
+            (tmp_path / f"{k}.{name}").write_bytes(b"x")
+        ImageSet(tmp_path, ("grey",), f"{{id}}.{name}").check()
+    assert most["alone"] == 1 < most["together"]
 
 
 # ---------------------------------------------------------------- files

@@ -63,7 +63,7 @@ def _unzip(file: Input, n: int) -> Input:
 
 # ---------------------------------------------------------------- the registered readers
 
-_GZIP = Reader("gzip", (".gz",), lambda file, n: _source(_unzip(file, n), n), _is_gzip)
+_GZIP = Reader("gzip", (".gz",), lambda file, n: _source(_unzip(file, n), n), _is_gzip, threads=True)
 _READERS: list[Reader] = [PNG, TIFF_READER, PILLOW, _GZIP]
 
 
@@ -110,7 +110,7 @@ def _source(file: Input, n: int) -> Source:
             break
     else:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
-    source = reader.open(file, n)
+    source = reader.source(file, n)
     check_pixels(source.height, source.width)
     if source.planes == 1 and n == 3 and reader.channels == (1, 3):  # of a picture, that is red, green and blue
         decode = source.decode

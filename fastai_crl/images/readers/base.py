@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+_ALONE = threading.RLock()  # of the readers that one thread at a time may call
 HOW_TO_ALLOW = "; if that is right, raise PIL.Image.MAX_IMAGE_PIXELS"
 
 
@@ -85,6 +87,8 @@ class Reader:
             header. It raises ValueError, with the reason and the fix, for what it cannot read.
         matches: whether it reads an `Input`; None: by the suffixes.
         channels: numbers of channels that one file can hold; None for any.
+        threads: whether several threads may call it at once. Many decoders do not allow that, nor does `np.load` under
+            Python 3.11, whose `ast`, which reads its header, fails at random (python/cpython issue 106905).
     """
 
     name: str
@@ -92,12 +96,26 @@ class Reader:
     open: Callable[[Input, int], Source]
     matches: Callable[[Input], bool] | None = None
     channels: tuple[int, ...] | None = None
+    threads: bool = False
 
     def reads(self, file: Input) -> bool:
         """Whether this reader is the one for `file`."""
         if self.matches is not None:
             return self.matches(file)
         return str(file.path).lower().endswith(self.suffixes)
+
+    def source(self, file: Input, n: int) -> Source:
+        """Open `file`; without `threads`, its opening and its decoding wait for those in other threads."""
+        if self.threads:
+            return self.open(file, n)
+        with _ALONE:
+            source = self.open(file, n)
+
+        def decode() -> np.ndarray:
+            with _ALONE:
+                return source.decode()
+
+        return replace(source, decode=decode)
 
 
 def check_pixels(height: int, width: int) -> None:

@@ -54,4 +54,6 @@ def _grey(im: Image.Image) -> np.ndarray:
     return np.asarray(im.convert("L"))
 
 
-PILLOW = Reader("Pillow", _SUFFIXES, open_with_pillow, lambda file: file.start.startswith(_STARTS), channels=(1, 3))
+PILLOW = Reader(
+    "Pillow", _SUFFIXES, open_with_pillow, lambda file: file.start.startswith(_STARTS), channels=(1, 3), threads=True
+)

@@ -67,4 +67,4 @@ def _open(file: Input, n: int) -> Source:
     return Source(shown, height, width, decode, dtype, colour=planes > 2, intact=intact and planes != 2)
 
 
-PNG = Reader("PNG", (".png",), _open, lambda file: file.start.startswith(_START), channels=(1, 3))
+PNG = Reader("PNG", (".png",), _open, lambda file: file.start.startswith(_START), channels=(1, 3), threads=True)

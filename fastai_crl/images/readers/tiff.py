@@ -259,4 +259,4 @@ def _tables(pages: list[TiffPage]) -> list[np.ndarray] | None:
     return [(p.colormap.T >> (8 if p.colormap.max() > 255 else 0)).astype(np.uint8) for p in pages]
 
 
-TIFF_READER = Reader("TIFF", (".tif", ".tiff"), _open, lambda file: file.start.startswith(_STARTS))
+TIFF_READER = Reader("TIFF", (".tif", ".tiff"), _open, lambda file: file.start.startswith(_STARTS), threads=True)
