@@ -20,7 +20,7 @@ of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `co
 Every finished run is a row of `runs.csv`; started again, it goes on where it was, after a kill too. What informs most
 comes first: choices of learning rates, then one seed of the main arms on all tasks, and so on. `table.md` and the
 pictures are made of the rows there are (`--report`: without running more). `outputs/` holds each run's logits and
-embeddings, for measures thought of later; `traces.csv` the embedding's geometry, epoch by epoch, of each arm's first seed.
+embeddings, for measures thought of later; `traces.csv` the embedding's geometry, epoch by epoch, of first seeds.
 """
 
 from __future__ import annotations
