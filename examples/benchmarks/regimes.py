@@ -76,8 +76,8 @@ def table(rows: pd.DataFrame, measures: tuple[str, ...] = ("map", "f1"), least: 
         for task in tasks:
             mine = rows[(rows["arm"] == arm) & (rows["task"] == task)]
             few = len(mine) < least
-            cells.append("–" if few else " / ".join(f"{mine[m].mean():.3f}".lstrip("0") for m in measures))
-        if set(cells) == {"–"}:
+            cells.append("" if few else " / ".join(f"{mine[m].mean():.3f}".lstrip("0") for m in measures))
+        if not any(cells):
             continue
         for m in measures:
             found = gains(rows, arm, m)
