@@ -167,7 +167,7 @@ def main(
     lr: float = 4e-3,  # largest learning rate
     arch: str = "small",  # architecture: small (for a CPU), or a name of fastai, torchvision or timm
     pretrained: bool = False,  # start from ImageNet weights: downloads them, and trains one epoch more, frozen
-    alpha: str = "auto",  # share of the rectification in the loss, 0 to 1; 0 switches it off
+    alpha: str = "auto",  # share of the rectification in the loss, 0 to 1; 0 switches it off, better with --pretrained
     criterion: str = "ranking",  # of the rectification: ranking (crl_learner's default), or the paper's relative
     seed: int = 42,  # of the split, the weights and the batches
     n: int = 1200,  # SYNTHETIC set: images to train and validate on; a tenth as many to test on

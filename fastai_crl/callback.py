@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import default_device
 from torch import Tensor, nn
 
-from fastai_crl._checks import Batch, checked_targets, one_column
+from fastai_crl._checks import Batch, as_plain_tensor, checked_targets, one_column
 from fastai_crl._fastai import (
     CaughtEmbedding,
     add_columns,
@@ -247,7 +247,7 @@ class CRLCallback(Callback):
         now.epoch.add(rectified, found)
         now.alphas.append(alpha)
         term = scale_gradient(rectified.loss, size) if size > 1 else rectified.loss
-        base, total = self.learn.loss, self.learn.loss_grad
+        base, total = as_plain_tensor(self.learn.loss), as_plain_tensor(self.learn.loss_grad)
         loss = mix(base, term, found, alpha)
         # What other callbacks have added to loss_grad, and not to loss, is added as it is.
         self.learn.loss_grad = loss + (total - base)

@@ -161,7 +161,7 @@ def crl_learner(
     dls: DataLoaders,
     arch: Callable[..., nn.Module] | str = resnet34,
     loss_func: Callable[..., Tensor] | str | None = None,
-    alpha: float | Literal["auto"] = "auto",
+    alpha: float | Literal["auto"] | None = None,
     schedule: Schedule | None = None,
     pretrained: bool = False,
     n_epoch: int = 10,
@@ -185,7 +185,8 @@ def crl_learner(
             cross entropy of logits + log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of
             balanced classes, see `training_probabilities`. The name of a loss, such as `"asl"`, stands for
             `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see `CompleteLoss`.
-        alpha: see `CRLCallback`.
+        alpha: the weight of CRL, see `CRLCallback`. Default: `"auto"`, and of a pretrained network 0, as CRL has not been
+            shown to help there (see the guide's page of results); it is printed.
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
         n_epoch: epochs of `fit_one_cycle()` without an argument.
@@ -203,12 +204,12 @@ def crl_learner(
 
     Raises:
         ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; a
-            `CRLLoss`; alpha, schedule or options of CRL beside a `CRLCallback`, which has its own; what `CRLCallback`
-            raises.
+            `CRLLoss`; alpha, schedule or options of CRL beside a `CRLCallback`, which has its own; schedule or options
+            of CRL for a pretrained network without alpha; what `CRLCallback` raises.
     """
     n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
-    given = [*options, *["alpha"] * (alpha != "auto"), *["schedule"] * (schedule is not None)]
+    given = [*options, *["alpha"] * (alpha is not None), *["schedule"] * (schedule is not None)]
     own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback) or cb is CRLCallback]
     if own and given:
         raise ValueError(
@@ -220,6 +221,8 @@ def crl_learner(
             "loss_func is a CRLLoss, which has the rectification term already, as CRLCallback has: give its base loss, "
             "and its alpha and options to crl_learner."
         )
+    if alpha is None:
+        alpha = _default_alpha(pretrained and not own, given)
     options.setdefault("criterion", "ranking")
     counts = None
     if loss_func is None:
@@ -258,6 +261,19 @@ def crl_learner(
 def _in_mixed_precision(learn: CRLLearner) -> CRLLearner:
     """Have a learner train in bfloat16, whose range is that of float32, or, on GPUs without it, in float16."""
     return learn.to_bf16() if torch.cuda.is_bf16_supported(including_emulation=False) else learn.to_fp16()
+
+
+def _default_alpha(pretrained: bool, given: list[str]) -> float | Literal["auto"]:
+    """The weight of CRL where none is given; for a pretrained network it is 0, and is printed."""
+    if not pretrained:
+        return "auto"
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: a pretrained network trains without CRL unless alpha says how much; add "
+            f'alpha="auto", or leave {", ".join(given)} out.'
+        )
+    print('A pretrained network trains with CRL\'s weight at 0: alpha="auto" sets it.')
+    return 0.0
 
 
 def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | None:

@@ -152,6 +152,24 @@ def test_pretrained_stem_sees_every_channel(hpa_dls, monkeypatch):
     assert sum(p.numel() for group in learn.opt.param_lists for p in group) == n_params
 
 
+def test_crl_has_no_weight_in_a_pretrained_network_unless_asked(hpa_dls, monkeypatch, capsys):
+    from fastai.vision.learner import model_meta
+
+    arch = Pretrained()
+    monkeypatch.setitem(model_meta, arch, model_meta[resnet18])
+    learn = crl_learner(hpa_dls, arch, pretrained=True)
+    assert learn.crl.alpha == 0 and "CRL's weight at 0" in capsys.readouterr().out
+    learn.fit_one_cycle(1)
+    assert set(learn.crl.alphas) == {0.0} and learn.crl.counts_frame().empty
+    for options in ({"alpha": "auto", "criterion": "relative"}, {"alpha": 0.1}):
+        assert crl_learner(hpa_dls, arch, pretrained=True, **options).crl.alpha == options["alpha"]
+    mine = CRLCallback(criterion="ranking")
+    assert crl_learner(hpa_dls, arch, pretrained=True, cbs=mine).crl.alpha == "auto"
+    assert crl_learner(hpa_dls, resnet18).crl.alpha == "auto" and "weight at 0" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"k, schedule: a pretrained network trains without CRL.*alpha=\"auto\""):
+        crl_learner(hpa_dls, arch, pretrained=True, k=3, schedule=[1.0])
+
+
 def test_timm_model(hpa_dls):
     pytest.importorskip("timm", reason="timm is not installed")
     learn = crl_learner(hpa_dls, "resnet10t", level="instance", criterion="relative", scope="attribute", schedule=[1.0])

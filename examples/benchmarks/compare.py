@@ -20,7 +20,7 @@ of a frozen ImageNet network, in seconds. See `compare_tasks` for the tasks, `co
 Every finished run is a row of `runs.csv`; started again, it goes on where it was, after a kill too. What informs most
 comes first: choices of learning rates, then one seed of the main arms on all tasks, and so on. `table.md` and the
 pictures are made of the rows there are (`--report`: without running more). `outputs/` holds each run's logits and
-embeddings, for measures thought of later; `traces/` the embedding's geometry, epoch by epoch, of each arm's first seed.
+embeddings, for measures thought of later; `traces.csv` the embedding's geometry, epoch by epoch, of first seeds.
 """
 
 from __future__ import annotations
@@ -128,8 +128,9 @@ def run(
         values = evaluate(found, y, counts)
         kept = {f"{side}_{k}": v.astype(np.float16) for side, o in found.items() for k, v in o._asdict().items()}
     if traced:
-        (out / "traces").mkdir(exist_ok=True)
-        pd.DataFrame(trace).to_csv(out / "traces" / f"{name}.csv", index=False)
+        file = out / "traces.csv"
+        rows = pd.DataFrame(trace).assign(run=name)
+        rows.to_csv(file, mode="a", header=not file.exists(), index=False, float_format="%.5g")
     return values | {"seconds": time.perf_counter() - start}, kept
 
 
@@ -183,7 +184,8 @@ def write_report(out: Path) -> None:
     if (frame["stage"] == "test").any():
         (out / "table.md").write_text(tables(frame))
         plot_tasks(frame[frame["stage"] == "test"], out / "differences.png")
-        plot_traces(out / "traces", out / "geometry.png")
+        if (out / "traces.csv").exists():
+            plot_traces(pd.read_csv(out / "traces.csv"), out / "geometry.png")
 
 
 def _names(given: str, known: Iterable[str]) -> list[str]:

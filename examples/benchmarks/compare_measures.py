@@ -155,12 +155,13 @@ def geometry(embedding: np.ndarray, y: np.ndarray, counts: np.ndarray) -> dict[s
     )
 
 
-def plot_traces(folder: Path, out: Path) -> None:
+def plot_traces(traces: pd.DataFrame, out: Path) -> None:
     """Distances of the tail's samples in the embedding over training, outside / within, one picture per task.
 
     Of the losses alone, with CRL as in the default, and as published; medians of five epochs, as a small tail jumps.
     """
-    named = [(*file.stem.split("-")[:4], file) for file in sorted(folder.glob("*.csv"))]  # task, base, sampler, added
+    runs = traces.drop_duplicates(["run", "epoch"], keep="last").groupby("run")  # a killed run is traced again
+    named = [(*name.split("-")[:4], trace) for name, trace in runs]  # task, base, sampler, added
     named = [found for found in named if found[3] in DRAWN]
     if not named:
         return
@@ -169,9 +170,9 @@ def plot_traces(folder: Path, out: Path) -> None:
     fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
     handles = {}
     for task, ax in zip(tasks, axes[0], strict=True):
-        for name, base, _, crl, file in named:
+        for name, base, _, crl, trace in named:
             if name == task:
-                loss, trace = "plain" if base in PLAIN else base, pd.read_csv(file)
+                loss = "plain" if base in PLAIN else base
                 distance = (trace["outside"] / trace["within"]).rolling(5, min_periods=1).median()
                 label = loss if crl == "none" else f"{loss} + {crl}"
                 color = f"C{bases.index(loss)}"

@@ -140,6 +140,7 @@ MECHANISM = {
     "crl_margin": _changed(margin=0.25),
     "crl_logit": _changed(score_space="logit", alpha=1 / 16),
     "crl_few": _changed(k=3),
+    "weighted_logit": replace(MAIN["weighted"], crl=RANKING | {"score_space": "logit", "alpha": 1 / 16}),
     "repeat": replace(MAIN["started"], sampler="repeat_factor"),
     "repeat_crl": _changed(sampler="repeat_factor"),
 }

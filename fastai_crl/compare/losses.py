@@ -67,15 +67,15 @@ def loss_arms(arch: Callable[..., nn.Module] | str, single_label: bool, **option
             "cross entropy": arm(loss_func="ce", alpha=0),
             "class-balanced": arm(loss_func="class_balanced", alpha=0),
             "logit-adjusted": arm(alpha=0),
-            "CRL": arm(),
+            "CRL": arm(alpha="auto"),
         }
     return {
         "cross entropy": arm(loss_func="bce", alpha=0),
         "started": arm(alpha=0),
         "√pos_weight": arm(True, loss_func="weighted_bce", alpha=0),
         "logit-adjusted": arm(loss_func="logit_adjusted", alpha=0),
-        "CRL": arm(),
-        "CRL on √pos_weight": arm(True, loss_func="weighted_bce"),
+        "CRL": arm(alpha="auto"),
+        "CRL on √pos_weight": arm(True, loss_func="weighted_bce", alpha="auto"),
     }
 
 
@@ -97,8 +97,8 @@ def compare_losses(
     """Which loss for my data: `compare_learners` of `crl_learner(dls, arch)` with each of these losses.
 
     Several labels per image: `"cross entropy"`; `"started"`, the same of a network that starts by predicting each label
-    as often as it occurs; `"√pos_weight"` from its own start; `"logit-adjusted"`; `"CRL"`, the default of
-    `crl_learner`; `"CRL on √pos_weight"`. One label per image: `"cross entropy"`; `"class-balanced"`;
+    as often as it occurs; `"√pos_weight"` from its own start; `"logit-adjusted"`; `"CRL"` on the start, the
+    default of `crl_learner` from nothing; `"CRL on √pos_weight"`. One label per image: `"cross entropy"`; `"class-balanced"`;
     `"logit-adjusted"`; `"CRL"`. Image size, augmentation, batches and device are those of `dls`.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from fastai.callback.schedule import SchedCos
 from torch import Tensor, nn
 
-from fastai_crl._checks import Batch
+from fastai_crl._checks import Batch, as_plain_tensor
 from fastai_crl.mining.profile import membership
 
 
@@ -90,6 +90,7 @@ def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Ten
     Returns:
         The scalar loss; no step waits for a GPU.
     """
+    base = as_plain_tensor(base)  # losses of fastai give a subclass
     value = base.detach()
     is_finite = value - value == 0
     weight = (found & is_finite).to(term.dtype).mul_(alpha)

@@ -166,8 +166,12 @@ def test_a_network_tells_the_labels_and_every_measure_says_so(single_label, tmp_
     missing = {k for k in compare.VALUES if not np.isfinite(values.get(k, np.nan))}
     assert missing == ({"f1_tuned"} if single_label else set())
     assert min(values[k] for k in ("map", "probe", "knn")) > 0.6 and kept["test_logits"].shape == (100, 6)
-    trace = pd.read_csv(tmp_path / "traces" / "a.csv")
-    assert trace["epoch"].tolist() == [1, 2, 3, 4] and (trace["outside"] > trace["within"]).all()
+    trace = pd.read_csv(tmp_path / "traces.csv")
+    assert (
+        set(trace["run"]) == {"a"}
+        and trace["epoch"].tolist() == [1, 2, 3, 4]
+        and (trace["outside"] > trace["within"]).all()
+    )
 
 
 # ---- the whole ----
