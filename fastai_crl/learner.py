@@ -185,8 +185,8 @@ def crl_learner(
             cross entropy of logits + log frequency, `make_loss("logit_adjusted")`, whose probabilities are those of
             balanced classes, see `training_probabilities`. The name of a loss, such as `"asl"`, stands for
             `make_loss(name, dls=dls)`. A loss of torch or timm is completed, see `CompleteLoss`.
-        alpha: the weight of CRL, see `CRLCallback`. Default: `"auto"`, and of a pretrained network 0, as CRL has not been
-            shown to help there (see the guide's page of results); it is printed.
+        alpha: the weight of CRL, see `CRLCallback`. Default: `"auto"`; for a pretrained network 0, which is printed, as
+            CRL has not been shown to help there (see the guide's page of results).
         schedule: see `CRLCallback`.
         pretrained: start from ImageNet weights, which fastai downloads, and frozen, as `vision_learner` does.
         n_epoch: epochs of `fit_one_cycle()` without an argument.

@@ -98,8 +98,8 @@ def compare_losses(
 
     Several labels per image: `"cross entropy"`; `"started"`, the same of a network that starts by predicting each label
     as often as it occurs; `"√pos_weight"` from its own start; `"logit-adjusted"`; `"CRL"` on the start, the
-    default of `crl_learner` from nothing; `"CRL on √pos_weight"`. One label per image: `"cross entropy"`; `"class-balanced"`;
-    `"logit-adjusted"`; `"CRL"`. Image size, augmentation, batches and device are those of `dls`.
+    default of `crl_learner` from nothing; `"CRL on √pos_weight"`. One label per image: `"cross entropy"`;
+    `"class-balanced"`; `"logit-adjusted"`; `"CRL"`. Image size, augmentation, batches and device are those of `dls`.
 
     Args:
         dls: as for `crl_learner`, like the next two.
