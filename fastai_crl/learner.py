@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 from fastai_crl.losses.frequency import start_at_frequency
 from fastai_crl.losses.imbalance import Schedule
-from fastai_crl.predict import show_predictions
+from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
 
@@ -129,6 +129,10 @@ class CRLLearner(Learner):
         if isinstance(loader.one_batch()[0], TensorMultiChannel):
             return show_predictions(self, ds_idx, dl, max_n, shuffle, **kwargs)
         return super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
+
+    def report(self, fname: str | Path = "report.html", dl: Any = None, about: Mapping[str, str] | None = None) -> Path:
+        """Write all about the learner as one HTML file, for readers without Python: see `write_report`."""
+        return write_report(self, fname, dl, about)
 
     def fit_thresholds(self, ds_idx: int = 1, dl: Any = None, **options: Any) -> FittedThresholds:
         """Fit `thresholds` to the predictions on the validation set, or on `dl`, and keep them.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ import pandas as pd
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from fastai_crl.predict.report import inline_image
 
 from .stats import MEASURES, Difference, Measured, difference
 
@@ -168,18 +168,14 @@ class Comparison:
         return {arm: COLORS[i % len(COLORS)] for i, arm in enumerate(self.arms)}
 
     def _repr_html_(self) -> str:
-        buffer, figure = io.BytesIO(), self.plot()
-        figure.savefig(buffer, format="png", dpi=100)
-        plt.close(figure)
         table = self._table(MEASURES, "", "<br>")
         table.insert(1, "learning rate", self.runs.groupby("arm")["lr"].first())
         squares = [f'<span style="color:{to_hex(color)}">&#9632;</span>' for color in self._colors().values()]
         table.index = [f"{square} {html.escape(arm)}" for square, arm in zip(squares, self.arms, strict=True)]
         left = f"Left out, too few images to measure: {', '.join(self.left_out)}." if self.left_out else ""
-        picture = base64.b64encode(buffer.getvalue()).decode()
         return (
             f"<p><b>{html.escape(self.advice)}</b></p>{table.to_html(escape=False)}<p>{html.escape(left)}</p>"
-            f'<img alt="Differences" src="data:image/png;base64,{picture}"/>'
+            f"{inline_image(self.plot(), 'Differences')}"
         )
 
     def save(self, file: str | Path) -> Path:
