@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,13 +114,13 @@ class Packed:
             self.marks = load_marks(self.path, len(self.ids))
             if missing := [self.ids[i] for i in np.flatnonzero(self.marks["files"] == 0)]:
                 raise ValueError(offenders("images are missing", missing, "Was packing interrupted?"))
-            self._header, self._each = npy_header(self.shape), math.prod(self.shape[1:])
-            with open(self.path / IMAGES, "rb") as f:
-                if f.read(len(self._header)) != self._header:
-                    raise ValueError("its pixels have another header")
-                held, full = f.seek(0, os.SEEK_END), len(self._header) + len(self) * self._each
-            if held != full:
-                raise ValueError(f"its pixels take {held:,} bytes, not {full:,}")
+            self._file = open(self.path / IMAGES, "rb", buffering=0)  # noqa: SIM115
+            header = npy_header(self.shape)
+            self._start, self._each = len(header), math.prod(self.shape[1:])
+            if self._file.read(len(header)) != header:
+                raise ValueError("its pixels have another header")
+            if (held := os.fstat(self._file.fileno()).st_size) != self._start + len(self) * self._each:
+                raise ValueError(f"its pixels take {held:,} bytes, not {self._start + len(self) * self._each:,}")
         except (ValueError, OSError, EOFError, KeyError, TypeError) as e:
             raise ValueError(
                 f"The packed cache {self.path} is unfinished, damaged or truncated ({e}). {self._fix}"
@@ -183,12 +184,11 @@ class Packed:
 
     def _read(self, rows: Sequence[int], out: np.ndarray) -> None:
         """Fill `out` (len(rows), bytes of an image) with the images at `rows`."""
+        file, start, each = self._file, self._start, self._each
         try:
-            with open(self.path / IMAGES, "rb", buffering=0) as f:  # each time: threads and processes share no place
-                for to, row in zip(out, rows, strict=True):
-                    f.seek(len(self._header) + row * self._each)
-                    if f.readinto(to) != self._each:
-                        raise ValueError(f"it ends within the image {self.ids[row]}")
+            for to, row in zip(out, rows, strict=True):
+                if _read_into(file, to, start + row * each) != each:
+                    raise ValueError(f"it ends within the image {self.ids[row]}")
         except (OSError, ValueError) as e:
             raise ValueError(f"The packed cache {self.path} has been cut off or damaged ({e}). {self._fix}") from e
 
@@ -209,6 +209,22 @@ class Packed:
         if bad:
             fix = f"Delete {self.path}: the next call packs them again."
             raise ValueError(offenders(f"Damaged images in {self.path}", bad, fix))
+
+
+if hasattr(os, "preadv"):
+
+    def _read_into(file: io.FileIO, out: np.ndarray, at: int) -> int:
+        """Fill `out` from a place in a file, and return how many bytes there were; processes share the file."""
+        return os.preadv(file.fileno(), (out,), at)
+
+else:  # Windows, where processes do not
+
+    def _read_into(file: io.FileIO, out: np.ndarray, at: int) -> int:
+        with _LOCK:
+            file.seek(at)
+            return file.readinto(out)
+
+    _LOCK = threading.Lock()
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
