@@ -71,6 +71,6 @@ def downloading(arch: Any, pretrained: bool) -> Iterator[None]:
         name = arch if isinstance(arch, str) else getattr(arch, "__name__", type(arch).__name__)
         raise OSError(
             f"pretrained=True needs the weights of {name}, and they could not be downloaded ({e}): try again where "
-            f"there is a network, which keeps them ({torch.hub.get_dir()}; timm's where huggingface_hub does), or train "
+            f"there is a network, which keeps them ({torch.hub.get_dir()}; timm's elsewhere), or train "
             "with pretrained=False."
         ) from e
