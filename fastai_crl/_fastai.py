@@ -161,7 +161,8 @@ def unguard_fit(learn: Any, fit: Callable[..., None]) -> None:
 
 def watchers(learn: Any, monitor: str) -> list[str]:
     """Return the names of callbacks that stop, save or change the rate by what the column `monitor` says."""
-    return [type(cb).__name__ for cb in learn.cbs if isinstance(cb, TrackerCallback) and cb.monitor == monitor]
+    all_of_them = (cb for cb in learn.cbs if isinstance(cb, TrackerCallback) and cb.monitor == monitor)
+    return [type(cb).__name__ for cb in all_of_them if not getattr(cb, "every_epoch", False)]  # saves anyway
 
 
 def is_lr_search(learn: Any) -> bool:

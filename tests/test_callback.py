@@ -844,4 +844,5 @@ def test_who_goes_by_the_loss_is_warned(tmp_path, watcher):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         learn.fit(1, cbs=watcher(monitor="macro_f1"))
+        learn.fit(1, cbs=SaveModelCallback(every_epoch=True))
         make_learner(tmp_path, CRLCallback(alpha=0)).fit(1, cbs=watcher())
