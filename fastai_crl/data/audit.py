@@ -142,6 +142,7 @@ def check(
     id_col: str | int = "Id",
     label_col: str | int | Sequence[str | int] = "Target",
     label_delim: str | None = " ",
+    subfolders: bool = False,
     progress: bool = True,
 ) -> FolderReport:
     """Read every image and row of a data set and report all that is wrong with it, as tables.
@@ -164,6 +165,7 @@ def check(
         id_col: see `Annotations.from_csv`, like the next two.
         label_col: see there.
         label_delim: see there.
+        subfolders: look for images in the folders inside, too; so does a csv with an id in one, such as plate1/a.
         progress: show a progress bar.
 
     Returns:
@@ -176,10 +178,6 @@ def check(
     problems: list[Fault] = []
     rows = labels = None
     in_folder: list[str] = []
-    try:
-        in_folder = images.found_ids()
-    except OSError as e:
-        problems.append(Fault("unreadable folder", str(e)))
     if csv is not None:
         try:
             csv_file = read_file(Path(csv))
@@ -187,6 +185,10 @@ def check(
             rows = Annotations.unchecked(csv_file, id_col, label_col, label_delim)
         except (OSError, ValueError) as e:
             problems.append(Fault("unreadable csv", str(e)))
+    try:
+        in_folder = images.found_ids(subfolders or (rows is not None and any("/" in i for i in rows.ids)))
+    except OSError as e:
+        problems.append(Fault("unreadable folder", str(e)))
     if rows is not None:
         found, labels = _rows(rows, images.folder)
         problems += found
