@@ -43,11 +43,13 @@ from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 from fastai_crl.losses.frequency import start_at_frequency
 from fastai_crl.losses.imbalance import Schedule
+from fastai_crl.network import check_arch, check_keywords, check_loss, downloading
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
+_KEYWORDS = {*_CRL_OPTIONS, *inspect.signature(vision_learner).parameters}
 
 
 class CRLLearner(Learner):
@@ -203,10 +205,16 @@ def crl_learner(
         A `CRLLearner`, with the callback as `learn.crl`.
 
     Raises:
-        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; a
-            `CRLLoss`; alpha, schedule or options of CRL beside a `CRLCallback`, which has its own; schedule or options
-            of CRL for a pretrained network without alpha; what `CRLCallback` raises.
+        TypeError: a keyword that neither has; names the nearest. A network that is made already.
+        OSError: weights that cannot be downloaded.
+        ValueError: a name that timm does not know; a loss of the other kind of task; batches that are not one image
+            tensor and one target tensor, mixed_precision without CUDA; a `CRLLoss`; alpha, schedule or options of CRL
+            beside a `CRLCallback`, which has its own; schedule or options of CRL for a pretrained network without
+            alpha; what `CRLCallback` raises.
     """
+    check_arch(arch)
+    if not isinstance(arch, str):  # timm's networks have keywords of their own
+        check_keywords(kwargs, _KEYWORDS)
     n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     given = [*options, *["alpha"] * (alpha is not None), *["schedule"] * (schedule is not None)]
@@ -232,6 +240,7 @@ def crl_learner(
             loss_func = make_loss("logit_adjusted", counts, single_label=True)
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
+    check_loss(loss_func, single_label and kwargs.get("n_out") != 1)
     loss_func = complete(loss_func, single_label)
     if metrics is None:
         metrics = [MacroF1(), MeanAP()]
@@ -248,7 +257,9 @@ def crl_learner(
         kwargs.setdefault("n_out", n_labels)
     if not hasattr(dls, "after_batch"):
         kwargs.setdefault("normalize", False)  # loaders of torch have no batch transforms
-    plain = vision_learner(dls, arch, loss_func=loss_func, n_in=n_in, pretrained=pretrained, metrics=metrics, **kwargs)
+    kwargs |= {"loss_func": loss_func, "n_in": n_in, "pretrained": pretrained, "metrics": metrics}
+    with downloading(arch, pretrained):
+        plain = vision_learner(dls, arch, **kwargs)
     if rgb_stem:
         spread_rgb(plain.model)
     if counts is not None and not single_label:
