@@ -12,7 +12,7 @@ from scipy import sparse
 from fastai_crl._checks import offenders
 from fastai_crl.hpa import LABEL_SETS
 
-from .csv_file import CsvFile, as_text, leading_out, read_file, require_none, same_files
+from .csv_file import CsvFile, Fault, as_text, leading_out, read_file, refuse, same_files
 from .label_parser import BOOLEAN, LabelParser, number_first, split_labels
 
 
@@ -64,7 +64,7 @@ class Annotations:
         csv_file = read_file(Path(file))
         # Before the rows: another separator leaves rows, too, that do not fit.
         column(csv_file.frame, id_col, "id_col", f"csv file {csv_file.file}")
-        require_none(csv_file)
+        refuse(csv_file.faults, source=csv_file.file, n=csv_file.frame.shape[1])
         found = cls.unchecked(csv_file, id_col, label_col, label_delim)
         found.require()
         return found
@@ -147,7 +147,7 @@ class Annotations:
             ValueError: a column that is missing, or there already; an id twice in the file, or missing from it.
         """
         csv_file = read_file(Path(file))
-        require_none(csv_file)
+        refuse(csv_file.faults, source=csv_file.file, n=csv_file.frame.shape[1])
         source = f"csv file {file}"
         by, name = (column(csv_file.frame, c, arg, source) for c, arg in ((self.id_col, "id_col"), (name, "fold_col")))
         values = csv_file.frame.set_index(by)[name]
@@ -218,42 +218,36 @@ class Annotations:
 
     # ---------------------------------------------------------------- what is wrong with it
 
-    def broken(self) -> list[int]:
+    def faults(self, folder: Path | None = None) -> list[Fault]:
+        """Return what is wrong with single rows; with `folder` also with the files in it that they name."""
+        rows, at = list(zip(self.ids, self.labels, self.lines, strict=True)), {}
+        for i, _, line in rows:
+            at.setdefault(i, []).append(str(line))
+        found = [Fault("line break in id or label", f"row {self.lines[k]}", self.ids[k]) for k in self._broken()]
+        found += [Fault("row without id", f"row {line}") for i, _, line in rows if not i.strip()]
+        twice = {i: lines for i, lines in at.items() if len(lines) > 1 and i.strip()}
+        found += [Fault("id in several rows", f"rows {', '.join(lines)}", i) for i, lines in twice.items()]
+        if self.single:
+            found += [Fault("row without label", "", i) for i, labels, _ in rows if not labels]
+            several = [(i, labels) for i, labels, _ in rows if len(labels) > 1]
+            found += [Fault("row with several labels", ", ".join(labels), i) for i, labels in several]
+        if folder is not None:
+            same = same_files(self.ids, folder)
+            found += [Fault("ids of one file", " and ".join(map(repr, ids)), ids[0]) for ids in same]
+            found += [Fault("id outside the folder", "", i) for i in leading_out(self.ids, folder)]
+        return found
+
+    def _broken(self) -> np.ndarray:
         """Return the rows whose id or labels hold a line break, as where a stray quote makes one row of two."""
         columns = [self.id_col]
         if isinstance(self.parser.columns, str) and not set("\r\n") & set(self.parser.delim or ""):
             columns.append(self.parser.columns)
-        return list(np.flatnonzero(np.any([self.frame[c].str.contains(r"[\r\n]") for c in columns], axis=0)))
+        return np.flatnonzero(np.any([self.frame[c].str.contains(r"[\r\n]") for c in columns], axis=0))
 
-    def require(self) -> None:
-        """Raise ValueError for an empty or doubled id, a line break, or not one label where one is needed."""
-        ids = self.frame[self.id_col]
-        if rows := [f"row {self.lines[i]} ({self.ids[i]!r})" for i in self.broken()]:
-            fix = "Is there a stray quote? Correct it, or pass the line break as label_delim=."
-            raise ValueError(offenders(f"Ids or labels with a line break in {self.source}", rows, fix))
-        if rows := [f"row {self.lines[i]}" for i in np.flatnonzero(ids.str.strip() == "")]:
-            fix = "Every row needs an id: fill it in or drop it."
-            raise ValueError(offenders(f"Empty {self.id_col} in {self.source}", rows, fix))
-        if twice := list(ids[ids.duplicated()].unique()):
-            fix = "Every id must occur once: merge or drop the extra rows."
-            raise ValueError(offenders(f"Duplicate {self.id_col} in {self.source}", twice, fix))
-        if not self.single:
-            return
-        if blank := [i for i, labels in zip(self.ids, self.labels, strict=True) if not labels]:
-            fix = "With label_delim=None every image has exactly one label: fill it in or drop the row."
-            raise ValueError(offenders(f"Empty {self.parser.columns} in {self.source} for the ids", blank, fix))
-        if several := [i for i, labels in zip(self.ids, self.labels, strict=True) if len(labels) > 1]:
-            fix = "With label_delim=None every image has exactly one label: pass label_delim=' '."
-            raise ValueError(offenders(f"Several labels in {self.source} for the ids", several, fix))
-
-    def require_files(self, folder: Path) -> None:
-        """Raise ValueError for ids that name one file, or a file that is not in `folder`."""
-        if same := [" and ".join(map(repr, ids)) for ids in same_files(self.ids, folder)]:
-            fix = "Every image must occur once: merge or drop the extra rows."
-            raise ValueError(offenders(f"Ids of {self.source} that name one file", same, fix))
-        if bad := leading_out(self.ids, folder):
-            fix = "Correct them, or pass as folder= the one that holds all images."
-            raise ValueError(offenders(f"Ids of {self.source} that lead out of {folder}", bad, fix))
+    def require(self, folder: Path | None = None) -> None:
+        """Raise ValueError for the first kind of `faults`."""
+        names = {"source": self.source, "id_col": self.id_col, "label_col": self.parser.columns, "folder": folder}
+        refuse(self.faults(folder), **names)
 
 
 def filled(frame: pd.DataFrame, id_col: str, name: str, what: str) -> pd.Series:

@@ -17,27 +17,12 @@ from fastai_crl.images.image_set import ImageSet, check_images
 from fastai_crl.images.levels import lost_levels
 
 from .annotations import Annotations
-from .csv_file import leading_out, read_file, same_files
+from .csv_file import STOPS, read_file
 from .label_parser import doubtful_labels, number_first
 
 # Those that loading or training would stop at; the others cost quality at most.
-_ERRORS = (
-    "unreadable csv",
-    "unreadable folder",
-    "fields do not fit",
-    "stray quote",
-    "ids of one file",
-    "id outside the folder",
-    "line break in id or label",
-    "row without id",
-    "id in several rows",
-    "row without image",
-    "row without label",
-    "row with several labels",
-    "missing file",
-    "unreadable file",
-    "channels of different size",
-)
+_ERRORS = {"unreadable csv", "unreadable folder", "row without image", "missing file", "unreadable file", *STOPS}
+_ERRORS.add("channels of different size")
 _SATURATED = 0.05  # share of the pixels at full intensity from which a channel is reported
 _SAMPLED = 128  # pixels of a side by which the contrast is judged: percentiles of all take longer than decoding
 _COLUMNS = ["level", "problem", "id", "channel", "detail"]
@@ -230,23 +215,10 @@ def check(
 
 def _rows(rows: Annotations, folder: Path) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
     """Return the problems of the rows of the csv, and the images by label."""
-    ids, labels = rows.ids, rows.labels
-    lines: dict[str, list[str]] = {}
-    for i, line in zip(ids, rows.lines, strict=True):
-        lines.setdefault(i, []).append(str(line))
-    problems = [("line break in id or label", ids[i], "", f"row {rows.lines[i]}") for i in rows.broken()]
-    problems += [("row without id", "", "", f"row {n}") for i, n in zip(ids, rows.lines, strict=True) if not i.strip()]
-    problems += [
-        ("id in several rows", i, "", f"rows {', '.join(at)}") for i, at in lines.items() if i.strip() and len(at) > 1
-    ]
-    problems += [("ids of one file", same[0], "", ", ".join(map(repr, same))) for same in same_files(ids, folder)]
-    problems += [("id outside the folder", i, "", str(folder)) for i in leading_out(ids, folder)]
-    unlabelled = "row without label" if rows.single else "no label"
-    problems += [(unlabelled, i, "", "") for i, row in zip(ids, labels, strict=True) if not row]
-    if rows.single:
-        several = [(i, row) for i, row in zip(ids, labels, strict=True) if len(row) > 1]
-        problems += [("row with several labels", i, "", ", ".join(row)) for i, row in several]
-    problems += [(kind, ids[at], "", detail) for kind, at, detail in doubtful_labels(labels)]
+    problems = [(f.problem, f.id, "", f.detail) for f in rows.faults(folder)]
+    if not rows.single:
+        problems += [("no label", i, "", "") for i, row in zip(rows.ids, rows.labels, strict=True) if not row]
+    problems += [(kind, rows.ids[at], "", detail) for kind, at, detail in doubtful_labels(rows.labels)]
     counts = rows.counts()
     found = sorted(counts, key=number_first)
     table = pd.DataFrame({"images": [counts[o] for o in found]}, index=pd.Index(found, name="label"))

@@ -17,10 +17,60 @@ from fastai_crl._checks import offenders
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong in a csv: a kind of problem, where, and the error that it is."""
+    """What is wrong with rows of a csv: a kind of problem, where or what, and the id, if the rows have one."""
 
     problem: str
     detail: str
+    id: str = ""
+
+    def __str__(self) -> str:
+        shown = self.id if self.id.isprintable() else repr(self.id)
+        return f"{shown} ({self.detail})" if shown and self.detail else shown or self.detail
+
+
+# The problems that loading stops at, in the order in which they are reported; of each what is wrong, and the fix.
+STOPS = {
+    "fields do not fit": (
+        "Rows of {source} that do not have the {n} fields of the header",
+        'Correct them; a comma in a value needs quotes ("a, b").',
+    ),
+    "stray quote": (
+        "Rows of {source} with a stray quote",
+        'Remove it, or write "" for a quote within a quoted value.',
+    ),
+    "line break in id or label": (
+        "Ids or labels with a line break in {source}",
+        "Is there a stray quote? Correct it, or pass the line break as label_delim=.",
+    ),
+    "row without id": ("Empty {id_col} in {source}", "Every row needs an id: fill it in or drop it."),
+    "id in several rows": (
+        "Duplicate {id_col} in {source}",
+        "Every id must occur once: merge or drop the extra rows.",
+    ),
+    "row without label": (
+        "Empty {label_col} in {source} for the ids",
+        "With label_delim=None every image has exactly one label: fill it in or drop the row.",
+    ),
+    "row with several labels": (
+        "Several labels in {source} for the ids",
+        "With label_delim=None every image has exactly one label: pass label_delim=' '.",
+    ),
+    "ids of one file": (
+        "Ids of {source} that name one file",
+        "Every image must occur once: merge or drop the extra rows.",
+    ),
+    "id outside the folder": (
+        "Ids of {source} that lead out of {folder}",
+        "Correct them, or pass as folder= the one that holds all images.",
+    ),
+}
+
+
+def refuse(faults: Sequence[Fault], **names: Any) -> None:
+    """Raise ValueError for the first kind of problem among `faults`; `names` are those in its text."""
+    for problem, (what, fix) in STOPS.items():
+        if found := [fault for fault in faults if fault.problem == problem]:
+            raise ValueError(offenders(what.format(**names), found, fix))
 
 
 @dataclass(frozen=True)
@@ -85,24 +135,6 @@ def read_file(file: Path) -> CsvFile:
         fix = "Rename or drop one: which of them is meant?"
         raise ValueError(offenders(f"Columns that csv file {file} has twice", list(map(repr, twice)), fix))
     return CsvFile(file, pd.DataFrame(rows, columns=header, dtype=object).astype(str), lines, faults)
-
-
-def require_none(csv_file: CsvFile) -> None:
-    """Raise ValueError for the faults of a csv, if there are any."""
-    for problem in dict.fromkeys(f.problem for f in csv_file.faults):
-        where = [f.detail for f in csv_file.faults if f.problem == problem]
-        n = len(csv_file.frame.columns)
-        what, fix = {
-            "fields do not fit": (
-                f"Rows of {csv_file.file} that do not have the {n} fields of the header",
-                'Correct them; a comma in a value needs quotes ("a, b").',
-            ),
-            "stray quote": (
-                f"Rows of {csv_file.file} with a stray quote",
-                'Remove it, or write "" for a quote within a quoted value.',
-            ),
-        }[problem]
-        raise ValueError(offenders(what, where, fix))
 
 
 def _span(first: int, last: int) -> str:

@@ -148,7 +148,7 @@ class MultiChannelDataLoaders(DataLoaders):
         if not isinstance(annotations, Annotations):
             fix = "pass Annotations.from_csv(file) or Annotations.from_frame(table)"
             raise ValueError(f"annotations= takes an Annotations, not a {type(annotations).__name__}: {fix}.")
-        annotations.require_files(images.folder)
+        annotations.require(images.folder)
         vocab = annotations.vocab(vocab)
         target = target_block(vocab, make_names(label_names, vocab), not annotations.single)
         splitter = IndexSplitter(validation_rows(split, annotations))

@@ -9,12 +9,10 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 from imagehash import phash
 from PIL import Image
-from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
 
 from .image_set import ImageSet, check_images
-
-_ROWS = 1024  # images compared at a time with all others: bounds the memory
 
 # A digest of the pixels and a perceptual hash, per image: n digests, hashes (n, 64 per channel) bool.
 Fingerprints = tuple[list[bytes], np.ndarray]
@@ -57,8 +55,14 @@ def fingerprints(images: ImageSet, ids: Iterable[str], progress: bool = True) ->
     return [d for d, _ in found], np.array([b for _, b in found], bool).reshape(len(ids), 64 * len(images.channels))
 
 
+def _alike(hashes: np.ndarray, max_distance: float) -> NearestNeighbors:
+    """Return the index of `hashes` (n,bits) by which scikit-learn finds those of which at most such a share differs."""
+    # Between rows of ±1 the square of the distance is four times the number of bits that differ.
+    most = np.floor(max_distance * hashes.shape[1]) + 0.5
+    return NearestNeighbors(n_neighbors=1, radius=2 * most**0.5, algorithm="brute").fit(_signs(hashes))
+
+
 def _signs(hashes: np.ndarray) -> np.ndarray:
-    # Of two rows of ±1, width − product is twice the number of bits that differ: matrix products compare all pairs.
     return np.where(hashes, np.float32(1), np.float32(-1))
 
 
@@ -70,17 +74,11 @@ def cluster(prints: Fingerprints, max_distance: float = 0.03) -> np.ndarray:
         max_distance: images are alike if they have equal pixels or at most this share of their hash's bits differs.
     """
     codes = pd.factorize(np.array(prints[0], dtype=object))[0]
+    if len(codes) == 0:
+        return codes
     first = np.unique(codes, return_index=True)[1]
-    signs = _signs(prints[1][first])
-    width, n = prints[1].shape[1], len(first)
-    left, right = [], []
-    for start in range(0, n, _ROWS):
-        differing = (width - signs[start : start + _ROWS] @ signs[start:].T) / 2
-        i, j = np.nonzero(np.triu(differing <= max_distance * width, 1))
-        left.append(i + start)
-        right.append(j + start)
-    i, j = (np.concatenate([np.zeros(0, int), *x]) for x in (left, right))
-    return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1][codes]
+    graph = _alike(prints[1][first], max_distance).radius_neighbors_graph()
+    return connected_components(graph, directed=False)[1][codes]
 
 
 def nearest(prints: Fingerprints, among: Fingerprints) -> tuple[np.ndarray, np.ndarray]:
@@ -88,13 +86,8 @@ def nearest(prints: Fingerprints, among: Fingerprints) -> tuple[np.ndarray, np.n
 
     Equal pixels always win, with distance −1, so that they can be told from different pixels with an equal hash.
     """
-    signs, width = _signs(among[1]).T, among[1].shape[1]
-    best, distance = [np.zeros(0, int)], [np.zeros(0)]
-    for start in range(0, len(prints[1]), _ROWS):
-        differing = (width - _signs(prints[1][start : start + _ROWS]) @ signs) / 2
-        best.append(differing.argmin(1))
-        distance.append(differing.min(1) / width)
-    best, distance = np.concatenate(best), np.concatenate(distance)
+    best = _alike(among[1], 0).kneighbors(_signs(prints[1]), return_distance=False)[:, 0]
+    distance = (prints[1] != among[1][best]).mean(1)
     where = {d: i for i, d in reversed(list(enumerate(among[0])))}
     for i, d in enumerate(prints[0]):
         if d in where:

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastai_crl.augment import (
+    BatchTransform,
     ChannelIntensity,
     Cutout,
     GaussianNoise,
@@ -24,7 +25,6 @@ from fastai_crl.augment import (
     d4,
     microscopy_transforms,
 )
-from fastai_crl.augment.base import BatchTransform
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.images.tensor import TensorMultiChannel
 

@@ -622,7 +622,7 @@ def test_training_on_all(root, tmp_path, cache):
 def test_ids_that_name_no_file_of_the_folder(root):
     text = (root / "train.csv").read_text()
     (root / "train.csv").write_text(text + "./id03,2,g0,False\n")
-    with pytest.raises(ValueError, match=r"name one file \(1 in all\): 'id03' and './id03'"):
+    with pytest.raises(ValueError, match=r"name one file \(1 in all\): id03 \('id03' and './id03'"):
         load(root)
     (root / "other").mkdir()
     for c in HPA_CHANNELS:

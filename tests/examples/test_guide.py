@@ -31,7 +31,10 @@ SMALL = {  # small images, little work, no downloads
     "compare_losses(dls, ": "compare_losses(dls, resnet18, epochs=1, seeds=1, ",
     "epochs=10, out": "epochs=1, seeds=1, out",
     '/ "test", tta=': '/ "train", tta=',
+    "lr_find(num_it=100)": "lr_find(num_it=10, show_plot=False)",
 }
+NEEDS = {"backbones.md": ["timm"], "explain.md": ["captum"], "inference.md": ["onnxruntime", "onnxscript"]}
+NEEDS["training.md"] = ["tensorboard"]
 
 
 def run(page: str, **scope) -> dict:
@@ -114,11 +117,21 @@ def scope(path) -> dict:
 @pytest.mark.filterwarnings("ignore:Labels whose recall")  # the pictures of the tests are few
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if p != "extending.md"])
 def test_the_other_pages(page, scope):
-    pytest.importorskip("timm")
+    for name in NEEDS.get(page, ["timm"]):
+        pytest.importorskip(name, reason=f"{page} shows {name}, which is not installed")
     made = run(page, **scope)
     plt.close("all")
     if page == "export.md":
         assert len(made["probs"]) == len(made["dls"].vocab)
+    elif page == "explain.md":
+        assert made["heat"].shape == (4, 1, 32, 32) and made["falls"].shape == made["x"].shape
+    elif page == "inference.md":
+        assert made["yes"].shape == (64, len(made["dls"].vocab)) and made["found"].shape == (3, len(made["dls"].vocab))
+    elif page == "training.md":
+        assert [set(row) for row in made["rows"]] == [set(made["learn"].recorder.metric_names[1:-1])]
+    elif page == "tutorial.md":
+        assert made["missing"] == {"P2/W03"} and len(made["found"]) == 47
+        assert set(made["dls"].vocab) == {"round", "bright"} and len(made["dls"].valid_ds) in (11, 12)
 
 
 def test_columns_are_those_of_a_fit(scope):
