@@ -238,10 +238,7 @@ def crl_learner(
     if alpha is None:
         alpha = _default_alpha(pretrained and not own, given)
     options.setdefault("criterion", "ranking")
-    if check_unknown(unknown) is not None and single_label:
-        raise ValueError(
-            f"unknown={unknown} is for several labels per image, and dls has one class index: leave it out."
-        )
+    check_unknown(unknown, single_label)
     counts = None
     if loss_func is None:
         counts = count_if_told(dls, get_c(dls) or kwargs.get("n_out") or n_labels, unknown, _NO_COUNTS)
@@ -271,9 +268,8 @@ def crl_learner(
         spread_rgb(plain.model)
     if counts is not None and not single_label:
         _start(plain.model, counts)
-    added = [] if own else [CRLCallback(alpha, schedule, **options)]
-    added += [] if unknown is None else [UnknownTargets(unknown)]
-    learn = rebuild(plain, CRLLearner, [*added, *L(cbs)])
+    added = [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)]
+    learn = rebuild(plain, CRLLearner, added + [UnknownTargets(unknown)] * (unknown is not None))
     learn.default_epochs = n_epoch
     return learn if mixed_precision is False or device.type != "cuda" else _in_mixed_precision(learn)
 

@@ -31,8 +31,10 @@ def hardened(targets: Tensor) -> Tensor:
     return torch.where((targets > 0) & (targets < 1) & (targets != 0.5), (targets > 0.5).to(targets.dtype), targets)
 
 
-def check_unknown(unknown: float | None) -> float | None:
-    """Return `unknown`, or raise ValueError for what is no number, or the value of a known target."""
+def check_unknown(unknown: float | None, single_label: bool = False) -> float | None:
+    """Return `unknown`; ValueError for what is no number, the value of a known target, or of a single-label task."""
+    if unknown is not None and single_label:
+        raise ValueError(f"unknown={unknown} is for several labels per image, and targets are class indices: drop it.")
     if unknown is not None and (not isinstance(unknown, numbers.Real) or unknown in (0, 1)):
         raise ValueError(
             f"unknown={unknown!r}: give the value of unknown targets, float('nan') or a number such as -1."

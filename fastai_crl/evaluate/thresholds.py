@@ -123,8 +123,7 @@ def fit_thresholds(
         raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
     if how == "shift":
         if frequency is None:
-            n = known.sum(0).clip(2)
-            frequency = targets.sum(0) / n
+            frequency, n = targets.sum(0) / known.sum(0).clip(2), known.sum(0)
         odds = frequency_odds(frequency, n_classes, single_label, n)
         fit_shift = _shift_fitter(probs, targets, odds, single_label)
     promise, measure = how if isinstance(how, RecallAtLeast) else None, how if callable(how) else None
@@ -300,10 +299,7 @@ def _check(
     probs = as_probabilities(probs).astype(float)
     truth = as_targets(targets, probs.shape)
     if callable(how) and not truth.known.all():
-        raise ValueError(
-            f"how={how!r} is a function of all targets, and cannot leave out those that are unknown: give a name, or a "
-            "RecallAtLeast."
-        )
+        raise ValueError(f"how={how!r} cannot leave out targets that are unknown: give a name, or a RecallAtLeast.")
     if truth.single_label and how != "shift":
         raise ValueError(
             f"targets are class indices, and how={how!r}: a single-label task takes the likeliest class, and "

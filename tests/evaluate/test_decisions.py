@@ -59,7 +59,7 @@ def test_probabilities():
 
 @pytest.mark.parametrize("targets", [[0, 2, 1], [[0], [2], [1]], [0.0, 2.0, 1.0], torch.tensor([[0], [2], [1]]).char()])
 def test_class_indices(targets):
-    found, known, single_label = as_targets(targets, (3, 3))
+    found, _, single_label = as_targets(targets, (3, 3))
     assert single_label and found.tolist() == np.eye(3, dtype=bool)[[0, 2, 1]].tolist()
 
 
