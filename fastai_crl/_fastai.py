@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from fastai.callback.mixup import MixHandler
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import Datasets, TfmdLists
 from fastai.learner import Learner, ValueMetric
 from fastai.losses import BaseLoss
@@ -156,6 +157,12 @@ def unguard_fit(learn: Any, fit: Callable[..., None]) -> None:
     """Undo `guard_fit`."""
     if vars(learn).get("fit") == fit:
         del vars(learn)["fit"]
+
+
+def watchers(learn: Any, monitor: str) -> list[str]:
+    """Return the names of callbacks that stop, save or change the rate by what the column `monitor` says."""
+    all_of_them = (cb for cb in learn.cbs if isinstance(cb, TrackerCallback) and cb.monitor == monitor)
+    return [type(cb).__name__ for cb in all_of_them if not getattr(cb, "every_epoch", False)]  # saves anyway
 
 
 def is_lr_search(learn: Any) -> bool:

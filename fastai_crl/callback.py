@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from fastai_crl._fastai import (
     is_lr_search,
     logits_and_targets,
     unguard_fit,
+    watchers,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import UnknownLabelsError, count_labels, label_names
@@ -224,6 +226,12 @@ class CRLCallback(Callback):
             )
         if now.hook is None and self.term.level == "instance" and self.alpha != 0:
             self.caught.refuse(self.learn.model)
+        if self.alpha != 0 and not now.is_search and (names := watchers(self.learn, "valid_loss")):
+            warnings.warn(
+                f"{', '.join(names)} goes by valid_loss, which CRL may raise while rare labels get better: pass one of "
+                'the metrics, such as monitor="mean_ap".',
+                stacklevel=2,
+            )
         now.started = True
         self.term.to(getattr(self.learn.dls, "device", default_device()))  # where fastai moves the model
         if not now.is_search:

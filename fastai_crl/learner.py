@@ -36,25 +36,21 @@ from fastai_crl.evaluate.metrics import ClassBalancedAccuracy, MacroF1, MeanAP, 
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.labels import LabelCounts, count_if_told, label_names
+from fastai_crl.labels import count_if_told, label_names
 from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete, of_known
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
-from fastai_crl.losses.frequency import start_at_frequency
+from fastai_crl.losses.frequency import NO_COUNTS, start_or_warn
 from fastai_crl.losses.imbalance import Schedule
+from fastai_crl.network import check_arch, check_keywords, check_loss, downloading
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
 from fastai_crl.unknown import UnknownTargets, check_unknown, unknown_of
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
-_NO_COUNTS = (
-    "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
-    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
-    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
-    "goes without."
-)
+_KEYWORDS = {*_CRL_OPTIONS, *inspect.signature(vision_learner).parameters}
 
 
 class CRLLearner(Learner):
@@ -216,11 +212,17 @@ def crl_learner(
         A `CRLLearner`, with the callback as `learn.crl`.
 
     Raises:
-        ValueError: batches that are not one image tensor and one target tensor, mixed_precision without CUDA; a
-            `CRLLoss`; alpha, schedule or options of CRL beside a `CRLCallback`, which has its own; schedule or options
-            of CRL for a pretrained network without alpha; what `CRLCallback` raises; unknown targets of a single-label
-            task, with a loss that cannot leave entries out, or, when training starts, with MixUp or CutMix.
+        TypeError: a keyword that neither has; names the nearest. A network that is made already.
+        OSError: weights that cannot be downloaded.
+        ValueError: a name that timm does not know; a loss of the other kind of task; batches that are not one image
+            tensor and one target tensor, mixed_precision without CUDA; a `CRLLoss`; alpha, schedule or options of CRL
+            beside a `CRLCallback`, which has its own; schedule or options of CRL for a pretrained network without
+            alpha; what `CRLCallback` raises; unknown targets of a single-label task, with a loss that cannot leave
+            entries out, or, when training starts, with MixUp or CutMix.
     """
+    check_arch(arch)
+    if not isinstance(arch, str):  # timm's networks have keywords of their own
+        check_keywords(kwargs, _KEYWORDS)
     n_in, single_label, n_labels = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     given = [*options, *["alpha"] * (alpha is not None), *["schedule"] * (schedule is not None)]
@@ -241,12 +243,13 @@ def crl_learner(
     check_unknown(unknown, single_label)
     counts = None
     if loss_func is None:
-        counts = count_if_told(dls, get_c(dls) or kwargs.get("n_out") or n_labels, unknown, _NO_COUNTS)
+        counts = count_if_told(dls, get_c(dls) or kwargs.get("n_out") or n_labels, unknown, NO_COUNTS)
         loss_func = default_base_loss(single_label)
         if single_label and counts is not None:
             loss_func = make_loss("logit_adjusted", counts.positives, single_label=True)
     elif isinstance(loss_func, str):
         loss_func = make_loss(loss_func, single_label=single_label, dls=dls, unknown=unknown)
+    check_loss(loss_func, single_label and kwargs.get("n_out") != 1)
     loss_func = complete(loss_func, single_label) if unknown is None else of_known(loss_func)
     if metrics is None:
         metrics = [MacroF1(), MeanAP()]
@@ -263,11 +266,13 @@ def crl_learner(
         kwargs.setdefault("n_out", n_labels)
     if not hasattr(dls, "after_batch"):
         kwargs.setdefault("normalize", False)  # loaders of torch have no batch transforms
-    plain = vision_learner(dls, arch, loss_func=loss_func, n_in=n_in, pretrained=pretrained, metrics=metrics, **kwargs)
+    kwargs |= {"loss_func": loss_func, "n_in": n_in, "pretrained": pretrained, "metrics": metrics}
+    with downloading(arch, pretrained):
+        plain = vision_learner(dls, arch, **kwargs)
     if rgb_stem:
         spread_rgb(plain.model)
     if counts is not None and not single_label:
-        _start(plain.model, counts)
+        start_or_warn(plain.model, *counts)
     added = [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)]
     learn = rebuild(plain, CRLLearner, added + [UnknownTargets(unknown)] * (unknown is not None))
     learn.default_epochs = n_epoch
@@ -290,14 +295,6 @@ def _default_alpha(pretrained: bool, given: list[str]) -> float | Literal["auto"
         )
     print('A pretrained network trains with CRL\'s weight at 0: alpha="auto" sets it.')
     return 0.0
-
-
-def _start(model: nn.Module, counts: LabelCounts) -> None:
-    """Start a model at the frequencies of its labels, or with a warning as it is."""
-    try:
-        start_at_frequency(model, *counts)
-    except ValueError as error:
-        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
 
 
 def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:

@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from copy import deepcopy
 
 import numpy as np
@@ -832,3 +833,16 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, options):
     if options is not None:
         assert learn.crl.counts_frame().to_numpy().sum() > 0
         assert learn.crl.term.frequency is None or learn.crl.term.frequency.is_cuda
+
+
+@pytest.mark.parametrize("watcher", [SaveModelCallback, EarlyStoppingCallback])
+def test_who_goes_by_the_loss_is_warned(tmp_path, watcher):
+    "CRL may raise the validation loss while rare labels get better."
+    learn = make_learner(tmp_path, CRLCallback(criterion="ranking"), metrics=MacroF1())
+    with pytest.warns(UserWarning, match=rf"{watcher.__name__} goes by valid_loss.*monitor=\"mean_ap\""):
+        learn.fit(1, cbs=watcher())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        learn.fit(1, cbs=watcher(monitor="macro_f1"))
+        learn.fit(1, cbs=SaveModelCallback(every_epoch=True))
+        make_learner(tmp_path, CRLCallback(alpha=0)).fit(1, cbs=watcher())

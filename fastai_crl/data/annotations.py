@@ -228,13 +228,13 @@ class Annotations:
         twice = {i: lines for i, lines in at.items() if len(lines) > 1 and i.strip()}
         found += [Fault("id in several rows", f"rows {', '.join(lines)}", i) for i, lines in twice.items()]
         if self.single:
-            found += [Fault("row without label", "", i) for i, labels, _ in rows if not labels]
+            found += [Fault("row without label", id=i) for i, labels, _ in rows if not labels]
             several = [(i, labels) for i, labels, _ in rows if len(labels) > 1]
             found += [Fault("row with several labels", ", ".join(labels), i) for i, labels in several]
         if folder is not None:
             same = same_files(self.ids, folder)
             found += [Fault("ids of one file", " and ".join(map(repr, ids)), ids[0]) for ids in same]
-            found += [Fault("id outside the folder", "", i) for i in leading_out(self.ids, folder)]
+            found += [Fault("id outside the folder", id=i) for i in leading_out(self.ids, folder)]
         return found
 
     def _broken(self) -> np.ndarray:

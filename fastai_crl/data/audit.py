@@ -17,7 +17,7 @@ from fastai_crl.images.image_set import ImageSet, check_images
 from fastai_crl.images.levels import lost_levels
 
 from .annotations import Annotations
-from .csv_file import STOPS, read_file
+from .csv_file import STOPS, Fault, read_file
 from .label_parser import doubtful_labels, number_first
 
 # Those that loading or training would stop at; the others cost quality at most.
@@ -90,41 +90,46 @@ class FolderReport:
 class _Image:
     """What reading one image gave."""
 
-    problems: list[tuple[str, str, str]] = field(default_factory=list)  # problem, channel, detail
-    histogram: np.ndarray | None = None  # (C,256) pixels by intensity, of the channels that could be read
+    histogram: np.ndarray  # (C,256) pixels by intensity, of the channels that could be read
+    problems: list[Fault] = field(default_factory=list)
     size: tuple[int, int] | None = None
     fingerprint: tuple[bytes, np.ndarray] | None = None
 
 
 def _inspect(images: ImageSet, id_: str) -> _Image:
     files, channels = images.files(id_), images.channels
+    image = _Image(np.zeros((len(channels), 256), np.int64))
+
+    def report(problem: str, detail: str = "", channel: str = "") -> None:
+        image.problems.append(Fault(problem, detail, id_, channel))
+
     if not any(f.exists() for f in files):
-        return _Image()
-    image = _Image(histogram=np.zeros((len(channels), 256), np.int64))
+        report("row without image")
+        return image
     planes: list[np.ndarray] = []
     for file, names in zip(files, [channels] if len(files) == 1 else [(c,) for c in channels], strict=True):
         channel = names[0] if len(names) == 1 else ""
         try:
             opened = images.with_(channels=names, size=None).open(id_).numpy()
         except FileNotFoundError:
-            image.problems.append(("missing file", channel, file.name))
+            report("missing file", file.name, channel)
             continue
         except ValueError as e:
-            image.problems.append(("unreadable file", channel, str(e.__cause__ or e)))
+            report("unreadable file", str(e.__cause__ or e), channel)
             continue
         planes.extend(opened)
         for c, plane in zip(names, opened, strict=True):
             counts = np.bincount(plane.ravel(), minlength=256)
             image.histogram[channels.index(c)] = counts
             if counts[255] > _SATURATED * plane.size:
-                image.problems.append(("saturated", c, f"{counts[255] / plane.size:.1%} of the pixels"))
+                report("saturated", f"{counts[255] / plane.size:.1%} of the pixels", c)
             elif is_low_contrast(plane[:: len(plane) // _SAMPLED + 1, :: plane.shape[1] // _SAMPLED + 1]):
                 low, high = np.searchsorted(counts.cumsum(), (0.01 * plane.size, 0.99 * plane.size))
-                image.problems.append(("low contrast", c, f"98 % of the pixels are {low} to {high} of 255"))
+                report("low contrast", f"98 % of the pixels are {low} to {high} of 255", c)
     shapes = [f"{p.shape[0]}x{p.shape[1]}" for p in planes]
     if len(set(shapes)) > 1:
         if images.size is None:
-            image.problems.append(("channels of different size", "", ", ".join(shapes)))
+            report("channels of different size", ", ".join(shapes))
     elif len(planes) == len(channels):
         image.size = planes[0].shape
         image.fingerprint = fingerprint(np.stack(planes))
@@ -137,6 +142,7 @@ def check(
     id_col: str | int = "Id",
     label_col: str | int | Sequence[str | int] = "Target",
     label_delim: str | None = " ",
+    subfolders: bool = False,
     progress: bool = True,
 ) -> FolderReport:
     """Read every image and row of a data set and report all that is wrong with it, as tables.
@@ -159,6 +165,7 @@ def check(
         id_col: see `Annotations.from_csv`, like the next two.
         label_col: see there.
         label_delim: see there.
+        subfolders: look for images in the folders inside, too; so does a csv with an id in one, such as plate1/a.
         progress: show a progress bar.
 
     Returns:
@@ -168,27 +175,27 @@ def check(
         ValueError: what is no `ImageSet`; nothing else raises.
     """
     channels = check_images(images).channels
-    problems: list[tuple[str, str, str, str]] = []
+    problems: list[Fault] = []
     rows = labels = None
     in_folder: list[str] = []
-    try:
-        in_folder = images.found_ids()
-    except OSError as e:
-        problems.append(("unreadable folder", "", "", str(e)))
     if csv is not None:
         try:
             csv_file = read_file(Path(csv))
-            problems += [(f.problem, "", "", f.detail) for f in csv_file.faults]
+            problems += csv_file.faults
             rows = Annotations.unchecked(csv_file, id_col, label_col, label_delim)
         except (OSError, ValueError) as e:
-            problems.append(("unreadable csv", "", "", str(e)))
+            problems.append(Fault("unreadable csv", str(e)))
+    try:
+        in_folder = images.found_ids(subfolders or (rows is not None and any("/" in i for i in rows.ids)))
+    except OSError as e:
+        problems.append(Fault("unreadable folder", str(e)))
     if rows is not None:
         found, labels = _rows(rows, images.folder)
         problems += found
     in_csv = [] if rows is None else list(dict.fromkeys(i for i in rows.ids if i.strip()))
     ids = list(dict.fromkeys([*in_csv, *in_folder]))
     unnamed = set() if rows is None else set(in_folder) - set(in_csv)
-    problems += [("image without row", i, "", "") for i in sorted(unnamed)]
+    problems += [Fault("image without row", id=i) for i in sorted(unnamed)]
 
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
     with ThreadPoolExecutor() as pool:
@@ -196,44 +203,41 @@ def check(
         for i, image in zip(
             ids, progress_bar(inspected, len(ids), leave=False) if progress else inspected, strict=True
         ):
-            if image.histogram is None:
-                problems.append(("row without image", i, "", ""))
-                continue
-            problems += [(kind, i, channel, detail) for kind, channel, detail in image.problems]
+            problems += image.problems
             histogram += image.histogram
             if image.fingerprint is not None:
                 sizes[i], prints[i] = image.size, image.fingerprint
     problems += _odd_sizes(sizes) + _duplicates(prints)
-    problems += [("grey levels lost", "", c, lost) for c, lost in lost_levels(images, list(prints)).items()]
+    problems += [Fault("grey levels lost", lost, channel=c) for c, lost in lost_levels(images, list(prints)).items()]
     # Files that no row names are never loaded.
-    levelled = [("error" if p[0] in _ERRORS and p[1] not in unnamed else "warning", *p) for p in problems]
-    table = pd.DataFrame(levelled, columns=_COLUMNS, dtype=object)
+    levels = ["error" if p.problem in _ERRORS and p.id not in unnamed else "warning" for p in problems]
+    table = pd.DataFrame(map(vars, problems), columns=_COLUMNS, dtype=object).assign(level=levels)
     n_rows = None if rows is None else len(rows)
     found_sizes, statistics = Counter(sizes.values()), _statistics(histogram, channels)
     return FolderReport(images.folder, n_rows, len(in_folder), found_sizes, table, labels, statistics)
 
 
-def _rows(rows: Annotations, folder: Path) -> tuple[list[tuple[str, str, str, str]], pd.DataFrame]:
+def _rows(rows: Annotations, folder: Path) -> tuple[list[Fault], pd.DataFrame]:
     """Return the problems of the rows of the csv, and the images by label."""
-    problems = [(f.problem, f.id, "", f.detail) for f in rows.faults(folder)]
+    problems = rows.faults(folder)
     if not rows.single:
-        problems += [("no label", i, "", "") for i, row in zip(rows.ids, rows.labels, strict=True) if not row]
-    problems += [(kind, rows.ids[at], "", detail) for kind, at, detail in doubtful_labels(rows.labels)]
+        problems += [Fault("no label", id=i) for i, row in zip(rows.ids, rows.labels, strict=True) if not row]
+    problems += [Fault(kind, detail, rows.ids[at]) for kind, at, detail in doubtful_labels(rows.labels)]
     counts = rows.counts()
     found = sorted(counts, key=number_first)
     table = pd.DataFrame({"images": [counts[o] for o in found]}, index=pd.Index(found, name="label"))
     return problems, table.assign(share=table["images"] / len(rows))
 
 
-def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str, str]]:
+def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[Fault]:
     if not sizes:
         return []
     (usual, _), *_ = Counter(sizes.values()).most_common(1)
     most = f"most are {usual[0]}x{usual[1]}"
-    return [("other size", i, "", f"{s[0]}x{s[1]}, {most}") for i, s in sizes.items() if s != usual]
+    return [Fault("other size", f"{s[0]}x{s[1]}, {most}", i) for i, s in sizes.items() if s != usual]
 
 
-def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[tuple[str, str, str, str]]:
+def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[Fault]:
     """Return each image that has an earlier one like it, with the earliest of its pixels, or else of its group."""
     if not prints:
         return []
@@ -241,9 +245,9 @@ def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[tuple[str, 
     exact, near, found = {}, {}, []
     for (i, (digest, _)), group in zip(prints.items(), groups, strict=True):
         if digest in exact:
-            found.append(("duplicate", i, "", f"of {exact[digest]}"))
+            found.append(Fault("duplicate", f"of {exact[digest]}", i))
         elif group in near:
-            found.append(("near-duplicate", i, "", f"of {near[group]}"))
+            found.append(Fault("near-duplicate", f"of {near[group]}", i))
         exact.setdefault(digest, i)
         near.setdefault(group, i)
     return found

@@ -17,11 +17,12 @@ from fastai_crl._checks import offenders
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with rows of a csv: a kind of problem, where or what, and the id, if the rows have one."""
+    """What is wrong with a data set: a kind of problem, where or what, and the id and channel, if it is of such."""
 
     problem: str
-    detail: str
+    detail: str = ""
     id: str = ""
+    channel: str = ""
 
     def __str__(self) -> str:
         shown = self.id if self.id.isprintable() else repr(self.id)

@@ -86,9 +86,9 @@ class MultiChannelDataLoaders(DataLoaders):
 
         - `images`, an `ImageSet`: `folder`, `size`, `channels`, `pattern`, `bits`, `white`, `stretch`.
         - `annotations`, an `Annotations`: `csv_fname`, `id_col`, `label_col`, `label_delim`.
-        - `split`, such as `StratifiedSplit()`: `valid_pct` (a share of the images, 0.2; 0 trains on all), `seed`,
-          `group_col` (groups stay on one side, and valid_pct is a share of them), `stratify` (the share is one of each
-          label's images), `valid_col` (a boolean column marks the validation rows), `fold` (the rows of one fold), with
+        - `split`, such as `StratifiedSplit()`: `valid_pct` (a share of each label's images, 0.2; 0 trains on all),
+          `seed`, `group_col` (groups stay on one side), `stratify` (False: the share is one of all images, or of all
+          groups), `valid_col` (a boolean column marks the validation rows), `fold` (the rows of one fold), with
           `folds` (a csv of its own, as `make_folds` writes it) or `fold_col` (a column).
 
         Args:

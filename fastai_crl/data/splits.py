@@ -199,14 +199,15 @@ def split_by(
     seed: int | None = 42,
     group_col: str | None = None,
     valid_col: str | None = None,
-    stratify: bool = False,
+    stratify: bool | None = None,
     fold_col: str | None = None,
     fold: int | str | None = None,
     folds: str | Path | None = None,
 ) -> Split:
     """Return the split that the keywords of `from_csv` describe; see the classes for their meaning.
 
-    Without a column that fixes the split a fifth of the rows validates, with folds the first, unless told otherwise.
+    Without a column that fixes the split a fifth of each label's images validates, with folds the first fold, unless
+    told otherwise; with `stratify=False` a fifth of all images, or of all groups.
 
     Raises:
         ValueError: keywords that exclude each other, or a share out of range.
@@ -226,7 +227,7 @@ def split_by(
     if fold_col is not None:
         return FoldSplit(fold_col, 0 if fold is None else fold, group_col, folds)
     valid_pct = 0.2 if valid_pct is None else valid_pct
-    if stratify:
+    if stratify is None or stratify:
         return StratifiedSplit(valid_pct, seed, group_col)
     return RandomSplit(valid_pct, seed) if group_col is None else GroupSplit(group_col, valid_pct, seed)
 

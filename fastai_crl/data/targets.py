@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from fastai.data.block import CategoryBlock, MultiCategoryBlock, TransformBlock
-from fastai.data.transforms import Categorize, Category, MultiCategorize, MultiCategory, OneHotEncode
+from fastai.data.block import TransformBlock
+from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fasttransform import Transform
 
 from fastai_crl._checks import offenders
@@ -51,39 +51,30 @@ class RowLabels(Transform):
         return [one for one, *_ in labels] if self.parser.delim is None else labels
 
 
-class _NamedCategorize(Categorize):
-    """`Categorize` whose decoded label is the one in the vocab, with the names that `images.show` draws."""
+class _Named:
+    """Of `Categorize` and its like: has the decoded label, which is that of the vocab, bring what pictures show."""
 
-    def __init__(self, vocab: list[str], names: dict[str, str]):
-        super().__init__(vocab=vocab, sort=False)
-        self.names = names
+    names: dict[str, str]
 
-    def decodes(self, o):
-        res = Category(self.vocab[o])
-        res.names = self.names
-        return res
+    def decode(self, x: Any, **kwargs: Any) -> Any:
+        label = super().decode(x, **kwargs)
+        label.names = self.names
+        return label
 
 
-class _NamedMultiCategorize(MultiCategorize):
-    """`MultiCategorize` whose decoded labels are those in the vocab, with the names that `images.show` draws."""
+class _NamedCategorize(_Named, Categorize):
+    pass
 
-    def __init__(self, vocab: list[str], names: dict[str, str]):
-        super().__init__(vocab=vocab)
-        self.names = names
 
-    def decodes(self, o):
-        res = MultiCategory([self.vocab[i] for i in o])
-        res.names = self.names
-        return res
+class _NamedMultiCategorize(_Named, MultiCategorize):
+    pass
 
 
 def target_block(vocab: list[str], names: dict[str, str], multi: bool) -> TransformBlock:
     """Return the block of targets for labels of these names: several per item, or exactly one."""
-    if not names:
-        return MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab, sort=False)
-    if multi:
-        return TransformBlock(type_tfms=[_NamedMultiCategorize(vocab, names), OneHotEncode])
-    return TransformBlock(type_tfms=_NamedCategorize(vocab, names))
+    encode = _NamedMultiCategorize(vocab) if multi else _NamedCategorize(vocab, sort=False)
+    encode.names = names
+    return TransformBlock(type_tfms=[encode, OneHotEncode] if multi else encode)
 
 
 def make_names(label_names: Any, vocab: list[str]) -> dict[str, str]:

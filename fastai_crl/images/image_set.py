@@ -77,13 +77,16 @@ class ImageSet:
         """The value of full intensity that `white` or `bits` says; None: the files' own."""
         return check_white(self.white, self.bits)
 
-    def found_ids(self) -> list[str]:
+    def found_ids(self, subfolders: bool = False) -> list[str]:
         """Return the sorted ids of which the folder holds at least one file, all channels or not; perhaps none.
+
+        Args:
+            subfolders: those in the folders inside, too, as folder/id.
 
         Raises:
             FileNotFoundError: the folder is missing or empty.
         """
-        return match_ids(listing(self.folder), self.channels, self.pattern)
+        return match_ids(listing(self.folder, subfolders), self.channels, self.pattern)
 
     def ids(self, subfolders: bool = False) -> L:
         """Return the sorted ids of the images in the folder, an `L` of str.

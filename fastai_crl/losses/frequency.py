@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 
 from fastai_crl.labels import count_if_told
 from fastai_crl.task import single_label_if_known
+
+NO_COUNTS = (  # what crl_learner says
+    "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
+    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
+    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
+    "goes without."
+)
 
 
 def frequency_log_odds(frequency: Tensor, n: int | Tensor, single_label: bool = False) -> Tensor:
@@ -89,6 +97,14 @@ def start_at_frequency(
     layer[0].bias = nn.Parameter(bias) if layer[0].bias is None else layer[0].bias
     layer[0].bias.copy_(bias)
     return layer[0]
+
+
+def start_or_warn(model: nn.Module, counts: Tensor, n: int | Tensor) -> None:
+    """Start a model at the frequencies of its labels, or with a warning as it is."""
+    try:
+        start_at_frequency(model, counts, n)
+    except ValueError as error:
+        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
 
 
 def check_counts(

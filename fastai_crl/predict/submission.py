@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._checks import offenders
-from fastai_crl._fastai import activation_of
+from fastai_crl._fastai import activation_of, pipelines, transforms
 from fastai_crl._files import replace_file
+from fastai_crl.data.targets import RowLabels
 from fastai_crl.distributed import process_rank
 from fastai_crl.evaluate.decider import threshold_in_use
 from fastai_crl.evaluate.decisions import check_thresholds, decide
@@ -42,7 +43,7 @@ def write_submission(
     progress: bool = True,
     ids: Iterable[str] | None = None,
     subfolders: bool = False,
-    delim: str = " ",
+    delim: str | None = None,
     at_least_one: bool = True,
     bs: int | None = None,
     num_workers: int | None = None,
@@ -72,7 +73,7 @@ def write_submission(
         ids: of the images, in the order of the rows; they may lie in sub-folders, "plate1/a". Default: all in the
             folder.
         subfolders: without `ids`, look for images in the folders inside, too.
-        delim: between two labels of an image.
+        delim: between two labels of an image. Default: that of the csv which the learner was trained on, or a space.
         at_least_one: an image that reaches no threshold gets its likeliest label; False leaves it without.
         bs: images of a batch. Default, of the next too: as for validation.
         num_workers: processes that load images.
@@ -96,7 +97,7 @@ def write_submission(
             "predict_probabilities(learn, dl=learn.dls.test_dl(files)), and decide(probs, ...)."
         )
     vocab = [str(v) for v in learn.dls.vocab]
-    single_label = is_single_label(learn.dls, len(vocab))
+    single_label, delim = is_single_label(learn.dls, len(vocab)), delim or _delim_of(learn.dls)
     if single_label and thresh is not None:
         raise ValueError(f"thresh={thresh!r}: a single-label task takes the likeliest class, leave it out.")
     if not single_label and (bad := [v for v in vocab if delim in v or not v]):
@@ -138,6 +139,12 @@ def write_submission(
                 replace_file(file, lambda f, frame=frame: frame.to_csv(f, mode="wb", index=False), aside=parts.folder)
             parts.remove()
     return table
+
+
+def _delim_of(dls: Any) -> str:
+    """Return what lies between labels in the csv that loaders were made of; a space where there is none."""
+    parsers = (t.parser for t in transforms(pipelines(dls)[-1]) if isinstance(t, RowLabels)) if pipelines(dls) else ()
+    return next((parser.delim for parser in parsers if parser.delim), " ")
 
 
 # ---- what predictions depend on ----

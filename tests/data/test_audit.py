@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fastai_crl.data.audit import check
+from fastai_crl.data.leaks import find_leaks
 from fastai_crl.data.loaders import HPADataLoaders
 from fastai_crl.hpa import HPA_CHANNELS
 from fastai_crl.images.image_set import ImageSet, image_ids
@@ -253,3 +254,20 @@ def test_real_cells(shared):
     assert len(report.problems) == 10
     assert report.labels["images"].to_dict() == {"0": 314, "2": 45, "21": 90, "23": 36, "25": 324}
     assert dict(report.sizes) == {(128, 128): 809}
+
+
+def test_images_in_sub_folders(root):
+    "Plates in folders: those that no row names are found, too, and so is what leaks from one to another."
+    rows = pd.read_csv(root / "train.csv", dtype=str)
+    ids = [f"plate{k % 2}/{i}" for k, i in enumerate(rows["Id"])]
+    for old, new in zip(rows["Id"], ids, strict=True):
+        (root / "train" / new).parent.mkdir(exist_ok=True)
+        for channel in HPA_CHANNELS:
+            (root / "train" / f"{old}_{channel}.png").rename(root / "train" / f"{new}_{channel}.png")
+    rows.assign(Id=ids)[1:].to_csv(root / "train.csv", index=False)
+    report = audited(root)
+    assert report.ok and report.n_images == len(ids) and ("warning", "image without row", ids[0], "") in listed(report)
+    assert audited(root, None, subfolders=True).n_images == len(ids) and audited(root, None).n_images == 0
+    table = pd.DataFrame({"Id": ids})
+    leaks = find_leaks(table[:4], table[3:6], ImageSet(root / "train"), progress=False)
+    assert leaks[leaks["leak"] == "exact"][["valid", "train"]].to_numpy().tolist() == [[ids[3], ids[3]]]

@@ -165,11 +165,11 @@ def test_no_file_size_needed_when_all_are_equal(root):
 
 
 def test_random_split_is_fastais(root):
-    dls = load(root, valid_pct=0.3, seed=7)
+    dls = load(root, stratify=False, valid_pct=0.3, seed=7)
     want = [f"id{i:02}" for i in RandomSplitter(0.3, seed=7)(range(N))[1]]
     assert valid_ids(dls) == want and len(want) == 6
     assert set(want).isdisjoint(dls.train_ds.items["Id"]) and len(dls.train_ds) == N - 6
-    assert valid_ids(load(root, seed=8, valid_pct=0.3)) != want
+    assert valid_ids(load(root, stratify=False, seed=8, valid_pct=0.3)) != want
     assert len(load(root, valid_pct=0).train_ds) == N
 
 
@@ -192,7 +192,7 @@ def test_bad_splits(root):
     with pytest.raises(ValueError, match=r"valid_pct=1\.5"):
         load(root, valid_pct=1.5)
     with pytest.raises(ValueError, match=r"valid_pct=0\.01 puts 0 of 20"):
-        load(root, valid_pct=0.01)
+        load(root, stratify=False, valid_pct=0.01)
     edit(root, lambda df: df.assign(is_valid="maybe", Group=["g", *[""] * 19]))
     with pytest.raises(ValueError, match=r"is_valid that are not boolean.*maybe"):
         load(root, valid_col="is_valid")
@@ -506,12 +506,12 @@ class Odd:
 
 
 SPLITS = {
-    "random": (RandomSplit(0.3, 7), {"valid_pct": 0.3, "seed": 7}),
-    "groups": (GroupSplit("Group", 0.4), {"group_col": "Group", "valid_pct": 0.4}),
-    "stratified": (StratifiedSplit(0.3, 1), {"stratify": True, "valid_pct": 0.3, "seed": 1}),
+    "random": (RandomSplit(0.3, 7), {"stratify": False, "valid_pct": 0.3, "seed": 7}),
+    "groups": (GroupSplit("Group", 0.4), {"stratify": False, "group_col": "Group", "valid_pct": 0.4}),
+    "stratified": (StratifiedSplit(0.3, 1), {"valid_pct": 0.3, "seed": 1}),
     "column": (ColumnSplit("is_valid"), {"valid_col": "is_valid"}),
     "fold": (FoldSplit("Group", "g1"), {"fold_col": "Group", "fold": "g1"}),
-    "fastai": (RandomSplitter(0.3, seed=7), {"valid_pct": 0.3, "seed": 7}),
+    "fastai": (RandomSplitter(0.3, seed=7), {"stratify": False, "valid_pct": 0.3, "seed": 7}),
 }
 
 
@@ -654,4 +654,4 @@ def test_loaders_of_the_full_set(tmp_path):
         for c in HPA_CHANNELS:
             (tmp_path / "train" / f"{i}_{c}.png").symlink_to(tmp_path / "one.png")
     dls = load(tmp_path, check=False)  # about a second; looking up each id anew took minutes
-    assert len(dls.train_ds) == 24858 and len(dls.valid_ds) == 6214
+    assert len(dls.train_ds) + len(dls.valid_ds) == HPA_N_IDS and abs(len(dls.valid_ds) - 6214) < 5

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from fastai_crl.data.annotations import Annotations
 from fastai_crl.data.label_parser import split_labels
 from fastai_crl.data.loaders import HPADataLoaders
-from fastai_crl.data.splits import split_by, validation_rows
+from fastai_crl.data.splits import ColumnSplit, FoldSplit, split_by, validation_rows
 from fastai_crl.data.stratify import make_folds, stratify
 from fastai_crl.hpa import HPA_COUNTS
 
@@ -79,6 +79,14 @@ def test_stratified_share_of_every_label(share):
     # What it is for: drawn at random, the shares are off.
     drawn = shares(df, valid_rows(df, share, 42))
     assert max(abs(v - share) for v in drawn.values()) > 2 * max(abs(v - share) for v in shares(df, valid).values())
+
+
+def test_a_drawn_split_is_stratified_unless_it_is_refused():
+    df = rows()
+    annotations = Annotations.from_frame(df)
+    assert split_by(None, 7).rows(annotations) == valid_rows(df, 0.2, 7, stratify=True) != valid_rows(df, 0.2, 7)
+    assert split_by(0.3, 7, "Group").rows(annotations) == valid_rows(df, 0.3, 7, "Group", stratify=True)
+    assert isinstance(split_by(valid_col="v"), ColumnSplit) and isinstance(split_by(fold_col="f"), FoldSplit)
 
 
 def test_seed():

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fastai_crl.hpa import HPA_LABELS
 from fastai_crl.images.image_set import image_ids
+from fastai_crl.labels import shown_names
 from fastai_crl.predict.submission import write_submission
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -96,7 +97,9 @@ def test_the_script_saves_tables_that_agree(synthetic):
     wanted = pd.read_csv(data / "train.csv", dtype=str)["Target"].str.split().explode().astype(int).value_counts()
     found = labels.set_index("label")[["train", "support"]].sum(axis=1)
     assert all(found[HPA_LABELS[c]] == n for c, n in wanted.items())
-    assert history["macro_f1"].iloc[-1] == pytest.approx(labels["F1"].mean())
+    learn = load_learner(out / "learner.pkl")
+    by_name = dict(zip(shown_names(learn.dls, learn.dls.c), learn.thresholds, strict=True))
+    assert labels["threshold"].tolist() == pytest.approx([by_name[label] for label in labels["label"]])
     assert history["mean_ap"].iloc[-1] == pytest.approx(labels["AP"].mean())
 
 

@@ -67,6 +67,12 @@ def test_links_lead_somewhere(page):
             assert (GUIDE / link.split("#")[0]).is_file(), link
 
 
+def test_the_site_has_every_page_and_notebook():
+    nav = (GUIDE.parents[1] / ".ci" / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[-1]
+    books = [f.name for f in GUIDE.parent.glob("*.ipynb")]
+    assert sorted(re.findall(r"examples/(.*)", nav)) == sorted([*(f"guide/{page}" for page in PAGES), *books])
+
+
 def test_options_are_those_of_the_code():
     known = {**inspect.signature(CRL).parameters, **inspect.signature(CRLCallback).parameters}
     table = {cells[0].strip("`"): cells[2] for cells in rows("loss.md", "option")}

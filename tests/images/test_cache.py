@@ -471,7 +471,7 @@ def test_no_cache(tmp_path):
 
 
 def load(root: Path, cache, **kwargs) -> HPADataLoaders:
-    options = {"size": 24, "bs": 4, "num_workers": 0, "batch_tfms": [], "vocab": "hpa", **kwargs}
+    options = {"size": 24, "bs": 4, "num_workers": 0, "batch_tfms": [], "vocab": "hpa", "stratify": False, **kwargs}
     return HPADataLoaders.from_csv(root, cache=cache, **options)
 
 

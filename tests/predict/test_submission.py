@@ -545,10 +545,12 @@ def labelled(tmp_path, hpa, labels, **options):
 def test_labels_that_hold_the_delimiter(hpa, many, tmp_path):
     learn = labelled(tmp_path, hpa, ["cell wall|wall", "cell"], label_delim="|")
     with pytest.raises(ValueError, match=r"hold the delimiter \(1 in all\): 'cell wall'.*delim="):
-        write_submission(learn, many, tmp_path / "s.csv")
-    table = write_submission(learn, many, tmp_path / "s.csv", thresh=0, delim="|", progress=False)
-    assert {frozenset(p.split("|")) for p in table.Predicted} == {frozenset(learn.dls.vocab)}
-    none = write_submission(learn, many, tmp_path / "s.csv", thresh=1, delim="|", at_least_one=False, progress=False)
+        write_submission(learn, many, tmp_path / "s.csv", delim=" ")
+    learn.export("d.pkl")
+    for own in (learn, load_learner(tmp_path / "d.pkl")):  # that of its csv
+        table = write_submission(own, many, tmp_path / "s.csv", thresh=0, progress=False)
+        assert {frozenset(p.split("|")) for p in table.Predicted} == {frozenset(learn.dls.vocab)}
+    none = write_submission(learn, many, tmp_path / "s.csv", thresh=1, at_least_one=False, progress=False)
     assert set(none.Predicted) == {""}
 
 
