@@ -383,7 +383,7 @@ def test_soft_targets_train_as_they_are_and_are_measured_as_hard_ones(tmp_path):
     probs, targets = predict_probabilities(learn, dl=learn.dls.valid)
     assert torch.equal(targets, Y[:32])
     expected = [metrics.macro_f1(probs, Y[:32]), metrics.mean_ap(probs, Y[:32])]
-    assert shown == pytest.approx(expected)
+    assert list(shown) == pytest.approx(expected)
     assert label_counts(learn.dls, C).equal(Y[32:].sum(0).long())
 
 
