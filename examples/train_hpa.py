@@ -115,7 +115,7 @@ def other_run(here, folder, out):
 
 
 def compare(with_crl, without, out):
-    """Print the labels that gained and lost most by the rectification, and draw all."""
+    """Print the labels that gained and lost most by the rectification, and draw all into the folder `out`."""
     gain = with_crl.gain(without).dropna().sort_values("AP_gain", ascending=False, kind="stable")
     n = min(5, len(gain) // 2)
     print("\nLabels gained most and lost most against the run with --alpha 0, by average precision; one seed:")
@@ -259,10 +259,10 @@ def main(
     learn.export("learner.pkl")
     made = set(PICTURES) - {"gain", "found"}
     if (both := other_run(interp, folder, out)) is not None:
-        compare(*both, out)
+        compare(*both, folder)
         made.add("gain")
         if draw_found(dls, *both, note):
-            save(out / "found.png")
+            save(folder / "found.png")
             made.add("found")
 
     files = {file.name for file in out.iterdir() if file.is_file()}
@@ -270,7 +270,7 @@ def main(
     print("Pictures:")
     for name, what in PICTURES.items():
         if name in made:
-            print(f"  {out / name}.png  {what}")
+            print(f"  {(folder if name in ('gain', 'found') else out) / name}.png  {what}")
     if "gain" not in made and alpha != 0:
         command = shlex.join([*sys.argv, "--alpha", "0"])
         print(f"Next, the same without rectification, and what that changes: python {command}")

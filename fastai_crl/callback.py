@@ -14,6 +14,7 @@ import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.torch_core import default_device
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, as_plain_tensor, checked_targets, one_column
@@ -28,7 +29,7 @@ from fastai_crl._fastai import (
     watchers,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.labels import UnknownLabelsError, count_labels, label_names
+from fastai_crl.labels import UnknownLabelsError, count_labels, label_names, shown_names
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
 from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
@@ -322,7 +323,11 @@ class CRLCallback(Callback):
         frame = self.counts_frame().reset_index(drop=True)
         if frame.empty:
             raise ValueError("Nothing has been mined yet: fit first, with alpha above 0.")
+        frame.columns = shown_names(getattr(self.learn, "dls", None), frame.shape[1])
         order = frame.sum().sort_values(ascending=False, kind="stable").index[:top]
         ax = frame[order].plot(ax=ax, logy="sym", marker=".", colormap="turbo", xlabel="epoch", ylabel="mined triplets")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))  # within a decade, too
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.legend(fontsize="x-small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
         return ax

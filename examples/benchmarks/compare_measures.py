@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from compare_tables import PLAIN
 from compare_train import Outputs
+from matplotlib.lines import Line2D
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -27,8 +28,16 @@ from fastai_crl.evaluate.thresholds import fit_thresholds
 __all__ = ["evaluate", "evaluate_valid", "geometry", "knn", "plot_traces", "probabilities", "probe"]
 
 GROUPS = ("head", "medium", "tail")  # thirds of the labels by training count
-DRAWN = {"none": "-", "published": ":"}  # what is added, in the picture of the embedding; all arms would be a tangle
-DRAWN |= dict.fromkeys(("ranking_quarter", "ranking_adjusted_quarter", "ranking_adjusted_half"), "--")
+# What the picture of the embedding shows, as all arms would be a tangle: names of what is added and of base losses.
+STYLES = {"alone": "-", "with CRL": "--", "with CRL as published": ":"}
+ADDED = {"none": "alone", "published": "with CRL as published"}
+ADDED |= dict.fromkeys(("ranking_quarter", "ranking_adjusted_quarter"), "with CRL")
+LOSSES = dict.fromkeys(PLAIN, "cross entropy") | {
+    "bce_prior": "started at the frequencies",
+    "weighted_bce": "√pos_weight",
+}
+LOSSES |= {"logit_adjusted": "logit-adjusted"}
+TASKS = {"cells": "HPA cells, mosaics", "cifar": "CIFAR-10", "drawn": "drawn cells"}
 
 
 def groups(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,31 +167,30 @@ def geometry(embedding: np.ndarray, y: np.ndarray, counts: np.ndarray) -> dict[s
 def plot_traces(traces: pd.DataFrame, out: Path) -> None:
     """Distances of the tail's samples in the embedding over training, outside / within, one picture per task.
 
-    Of the losses alone, with CRL as in the default, and as published; medians of five epochs, as a small tail jumps.
+    Of some losses alone, with CRL as in the default, and as published; medians of five epochs, as a small tail jumps.
     """
     runs = traces.drop_duplicates(["run", "epoch"], keep="last").groupby("run")  # a killed run is traced again
     named = [(*name.split("-")[:4], trace) for name, trace in runs]  # task, base, sampler, added
-    named = [found for found in named if found[3] in DRAWN]
+    named = [found for found in named if found[1] in LOSSES and found[3] in ADDED]
     if not named:
         return
     tasks = list(dict.fromkeys(task for task, *_ in named))
-    bases = list(dict.fromkeys("plain" if base in PLAIN else base for _, base, *_ in named))
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    handles = {}
+    losses, added = list(dict.fromkeys(LOSSES[base] for _, base, *_ in named)), {ADDED[crl] for *_, crl, _ in named}
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 4.2), squeeze=False, layout="constrained")
     for task, ax in zip(tasks, axes[0], strict=True):
         for name, base, _, crl, trace in named:
             if name == task:
-                loss = "plain" if base in PLAIN else base
                 distance = (trace["outside"] / trace["within"]).rolling(5, min_periods=1).median()
-                label = loss if crl == "none" else f"{loss} + {crl}"
-                color = f"C{bases.index(loss)}"
-                handles[label], *_ = ax.plot(trace["epoch"], distance, ls=DRAWN[crl], color=color, label=label)
+                style, color = STYLES[ADDED[crl]], f"C{losses.index(LOSSES[base])}"
+                ax.plot(trace["epoch"], distance, ls=style, color=color)
         ax.axhline(1, color="0.7", lw=0.8)
         shown = np.concatenate([line.get_ydata() for line in ax.lines])
         top = 1.2 * np.nanquantile(shown, 0.95)  # a distance near 0 makes a ratio of anything
-        ax.set(title=task, xlabel="epoch", ylabel="distance outside / within", ylim=(0.8, top))
-    fig.legend(handles=list(handles.values()), fontsize="x-small", loc="outside right center")
-    title = "Rare labels in the embedding, on validation:\ncosine distance to other samples over that to their own"
-    fig.suptitle(title, fontsize="small")
+        ax.set(title=TASKS.get(task, task), xlabel="epoch", ylim=(0.8, top))
+    axes[0, 0].set_ylabel("distance outside / within")
+    handles = [Line2D([], [], color=f"C{i}", lw=4, label=loss) for i, loss in enumerate(losses)]
+    handles += [Line2D([], [], color="black", ls=style, label=name) for name, style in STYLES.items() if name in added]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    fig.suptitle("Rare labels in the embedding, on validation: cosine distance to other samples over that to their own")
     fig.savefig(out, dpi=110)
     plt.close(fig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -240,7 +241,8 @@ class CRLInterpretation:
                 ax.axis("off")
             for ax, (_, hard) in zip(row, frame.iterrows(), strict=False):
                 self.dl.dataset[int(hard["index"])][0].show(ctx=ax, **kwargs)
-                ax.set_title(f"{hard.prob:.3f}  {', '.join(hard.labels) or '(none)'}", fontsize=8, wrap=True)
+                title = f"{hard.prob:.3f}  {', '.join(hard.labels) or '(none)'}"
+                ax.set_title(textwrap.fill(title, 34), fontsize=8)
         axes[0, 0].figure.suptitle(f"{self.names[self.column(label)]}: hardest with the label, and without it")
         return axes
 
@@ -269,25 +271,26 @@ class CRLInterpretation:
         return ax
 
     def plot_confusion(self, ax: Axes | None = None) -> Axes:
-        """`confusion` as shares of the images with the row's label."""
+        """`confusion` as shares of the images with the row's label; written into the fields of up to 16 labels."""
         shares = self.confusion().div(np.maximum(self.targets.sum(0), 1), axis=0)
-        side = 0.25 * len(shares) + 2
+        few = len(shares) <= 16
+        side = (0.45 if few else 0.25) * len(shares) + 2
         ax = _axes(ax, side + 1, side)
         display = ConfusionMatrixDisplay(shares.to_numpy(), display_labels=self.names)
-        display.plot(ax=ax, cmap="Blues", include_values=False, xticks_rotation=90, im_kw={"vmin": 0, "vmax": 1})
+        look = {"im_kw": {"vmin": 0, "vmax": 1}, "text_kw": {"fontsize": "small"} if few else None}
+        display.plot(ax=ax, cmap="Blues", include_values=few, values_format=".2f", xticks_rotation=90, **look)
         return ax
 
     def plot_gain(self, baseline: CRLInterpretation, by: Literal["AP", "F1"] = "AP", ax: Axes | None = None) -> Axes:
         """Bars of the gain in AP or F1, from rare to common labels, with their counts in training."""
         frame = self.gain(baseline)
-        ax = _axes(ax, width=0.3 * len(frame) + 2)
-        gain = frame[f"{by}_gain"]
-        ax.bar(range(len(frame)), gain.fillna(0), color=np.where(gain < 0, _RARE, _COMMON))
-        ax.axhline(0, color="black", lw=0.8)
-        ax.axhline(gain.mean(), color="gray", ls="--", label=f"mean {gain.mean():+.3f}")
-        ticks = [f"{name} ({count})" for name, count in zip(frame.index, frame.train, strict=True)]
-        ax.set_xticks(range(len(frame)), ticks, rotation=90)
-        ax.set(ylabel=f"gain in {by}")
+        ax = _axes(ax, 7, 0.22 * len(frame) + 1.2)
+        gain, rows = frame[f"{by}_gain"], range(len(frame))
+        ax.barh(rows, gain.fillna(0), color=np.where(gain < 0, _RARE, _COMMON))
+        ax.axvline(0, color="black", lw=0.8)
+        ax.axvline(gain.mean(), color="gray", ls="--", label=f"mean {gain.mean():+.3f}")
+        ax.set_yticks(rows, [f"{name} ({count})" for name, count in zip(frame.index, frame.train, strict=True)])
+        ax.set(xlabel=f"gain in {by}", ylabel="label (training images)", ylim=(len(frame) - 0.4, -0.6))
         ax.legend()
         return ax
 

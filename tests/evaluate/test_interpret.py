@@ -92,7 +92,9 @@ def test_confusion(interp):
     # Decisions: a, ab, b, a, bc. False: a on the second image (b), b on the fifth (c).
     assert interp.confusion().to_numpy().tolist() == [[2, 0, 0], [1, 2, 0], [0, 1, 1]]
     assert interp.confusion().loc["b", "a"] == 1
-    shares = interp.plot_confusion().get_images()[0].get_array()
+    ax = interp.plot_confusion()
+    shares = ax.get_images()[0].get_array()
+    assert [text.get_text() for text in ax.texts] == [f"{share:.2f}" for share in shares.ravel()]
     np.testing.assert_allclose(shares, [[2 / 3, 0, 0], [1 / 2, 1, 0], [0, 1, 1]])
 
 
@@ -115,8 +117,8 @@ def test_gain(interp):
     here, there = interp.report().AP, baseline.report().AP
     assert frame.AP_gain["a"] == pytest.approx(here["a"] - there["a"]) and frame.AP_gain["a"] > 0
     ax = interp.plot_gain(baseline, by="F1")
-    assert heights(ax) == pytest.approx([1, 0, 2 / 3 - 2 / 5])
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["c (9)", "b (40)", "a (300)"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([1, 0, 2 / 3 - 2 / 5])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["c (9)", "b (40)", "a (300)"]
 
 
 def test_bad_input(interp):

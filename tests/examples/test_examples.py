@@ -132,8 +132,9 @@ def test_a_run_without_rectification_is_compared(synthetic, plain):
     found = [(a["targets"].astype(bool) & (a["probs"] > a["thresholds"]))[:, rare] for a in saved]
     more, less = (found[0] & ~found[1]).sum(), (found[1] & ~found[0]).sum()
     assert f"{more} with the rectification, {less} without" in plain
-    check_pictures(runs / "hpa_plain", [*PICTURES, "gain.png", *["found.png"] * bool(more)])
-    assert "runs/hpa_plain/gain.png" in plain and lines[-1].startswith("Next, your own images")
+    check_pictures(runs / "hpa", [*PICTURES, "gain.png", *["found.png"] * bool(more)])
+    check_pictures(runs / "hpa_plain", PICTURES)
+    assert "runs/hpa/gain.png" in plain and lines[-1].startswith("Next, your own images")
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def test_notebooks_are_stored_with_outputs_and_without_errors(name):
     assert n_pictures(found) == PICTURES[name]
     assert not re.search(r"<progress|site-packages|/(home|root|tmp|Users)/|\w+Warning:", text)
     assert all(words in text for words in SHOWN[name])
+    assert "no winner is named" in outputs(nbformat.v4.new_notebook(cells=[code(nb)[-1]]))[1]  # by compare_losses
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -26,6 +26,12 @@ SECTIONS += ["What CRL mined", "Training", "Versions"]
 HOSTILE = r"</td><script>alert('$\frac$')</script>"
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Those that other tests have left are closed."""
+    plt.close("all")
+
+
 class Page(HTMLParser):
     """What a page holds: its tags, which must close in order, its headings, texts and the addresses it refers to."""
 
