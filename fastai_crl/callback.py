@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.torch_core import default_device
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 from torch import Tensor, nn
@@ -28,10 +29,11 @@ from fastai_crl._fastai import (
     watchers,
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
-from fastai_crl.labels import UnknownLabelsError, count, label_names, read_labels, shown_names
+from fastai_crl.labels import UnknownLabelsError, count_labels, label_names, shown_names
 from fastai_crl.losses.crl import CRL, Rectified
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
 from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
+from fastai_crl.unknown import hardened, unknown_of
 
 _NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
 
@@ -265,6 +267,8 @@ class CRLCallback(Callback):
     def _batch(self, features: Tensor | None) -> Batch:
         """The batch to mine, of all processes where they mine as one; `after_pred` checked its targets."""
         logits, targets = one_column(*logits_and_targets(self.learn))
+        if not any(isinstance(cb, MixHandler) for cb in self.learn.cbs):  # what that blends is neither yes nor no
+            targets = hardened(targets)
         if self.term.level == "instance" and features is None:
             raise ValueError(
                 "No embedding came by: the module it is taken from did not run in this batch, or the model was "
@@ -281,9 +285,9 @@ class CRLCallback(Callback):
         now, most = self._now, self.term.criterion.alpha_limit
         if now.omega is None and now.seen is None:
             with suppress(UnknownLabelsError):
-                labels = read_labels(self.learn.dls.train, batch.logits.shape[1])
-                if labels.nnz:
-                    now.omega = float(omega(count(labels).double(), labels.shape[0]))
+                counts, n = count_labels(self.learn.dls.train, batch.logits.shape[1], unknown_of(self.learn))
+                if counts.any():
+                    now.omega = float(omega(counts.double(), n))
             now.seen = None if now.omega is not None else SeenLabels()
         return min(now.omega, most) if now.seen is None else now.seen(batch).clamp_max(most)
 

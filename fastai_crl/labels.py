@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from fastai_crl._fastai import pipelines, transformed, transforms
+from fastai_crl.unknown import half_if_unknown
 
 _MANY = 5000  # items that are asked one at a time with a bar
 
@@ -29,7 +30,24 @@ class UnknownLabelsError(ValueError):
     """A data set does not tell its labels without opening its items, or what it tells are no labels."""
 
 
-def read_labels(source: Any, n_classes: int | None = None) -> sparse.csr_matrix:
+class LabelCounts(NamedTuple):
+    """How often each label occurs.
+
+    Attributes:
+        positives: (C,) long, items that have the label.
+        known: items, a number; (C,) long, those of which it is known, where some targets are unknown.
+    """
+
+    positives: Tensor
+    known: int | Tensor
+
+    @property
+    def frequency(self) -> Tensor:
+        """Share of the known items that have the label, (C,); 0 where none is known."""
+        return self.positives / torch.as_tensor(self.known).clamp_min(1)
+
+
+def read_labels(source: Any, n_classes: int | None = None, unknown: float | None = None) -> sparse.csr_matrix:
     """Return the labels of each item, (n, C) bool, as they are now: nothing is remembered that could grow stale.
 
     Of fastai's `Datasets` (so any `DataBlock`) the targets' transforms run, never those of the inputs: see
@@ -39,25 +57,45 @@ def read_labels(source: Any, n_classes: int | None = None) -> sparse.csr_matrix:
     Args:
         source: `DataLoaders` (their training set), a loader or a data set.
         n_classes: C. Default: what the vocabulary or the targets show.
+        unknown: the value of targets that are unknown, NaN or a number such as -1: they are no labels. None: an error.
 
     Raises:
         UnknownLabelsError: labels that come only with the opened items, or do not fit `n_classes`; targets that are
-            neither class indices nor vectors of values from 0 to 1 (those that are 1 are labels).
+            neither class indices nor vectors of values from 0 to 1 (those above ½ are labels).
     """
+    return _labels_and_gaps(source, n_classes, unknown)[0]
+
+
+def _labels_and_gaps(
+    source: Any, n_classes: int | None, unknown: float | None
+) -> tuple[sparse.csr_matrix, np.ndarray | None]:
+    """Return labels (n, C) bool and, where some targets are unknown, how many of each label, (C,) long."""
     source = source.train if isinstance(source, DataLoaders) else source
     dataset = source.dataset if isinstance(source, (DataLoader, torch.utils.data.DataLoader)) else source
-    if isinstance(dataset, Subset):
-        return read_labels(dataset.dataset, n_classes)[np.asarray(dataset.indices, int)]
+    rows = slice(None)
+    while isinstance(dataset, Subset):
+        rows, dataset = np.asarray(dataset.indices, int)[rows], dataset.dataset
+    targets, at_least = _targets_of(dataset)
+    if unknown is not None:
+        targets = targets.toarray() if sparse.issparse(targets) else _as_array(targets)
+        targets = half_if_unknown(torch.from_numpy(targets), unknown)
+    labels = as_labels(targets, n_classes, at_least)[rows]
+    gaps = None if unknown is None or targets.ndim != 2 else (targets == 0.5).numpy()[rows].sum(0)
+    return labels, gaps if gaps is not None and gaps.any() else None
+
+
+def _targets_of(dataset: Any) -> tuple[Any, int]:
+    """Return the targets of a data set, as `as_labels` takes them, and the least C of class indices."""
     pipes = pipelines(dataset)
     if len(pipes) - getattr(dataset, "n_inp", 1) == 1:
         c = getattr(pipes[-1], "c", 0)
-        return as_labels(read_targets(pipes[-1]), n_classes, c if isinstance(c, int) else 0)
+        return read_targets(pipes[-1]), c if isinstance(c, int) else 0
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
-        return as_labels(dataset.tensors[-1], n_classes)
+        return dataset.tensors[-1], 0
     # Looked up statically: a table of fastai would answer with its column of that name.
     if inspect.getattr_static(dataset, "targets", None) is not None:
         change = getattr(dataset, "target_transform", None)
-        return as_labels(_stacked(map(change, dataset.targets)) if change else dataset.targets, n_classes)
+        return (_stacked(map(change, dataset.targets)) if change else dataset.targets), 0
     raise UnknownLabelsError(
         f"A {type(dataset).__name__} does not tell its labels: they come only with its opened items. Set its attribute "
         "targets, (n,) class indices or (n, C) of 0 and 1 in the order of its items; or give targets= or counts= to "
@@ -65,7 +103,25 @@ def read_labels(source: Any, n_classes: int | None = None) -> sparse.csr_matrix:
     )
 
 
-def label_counts(source: Any, n_classes: int | None = None) -> Tensor | None:
+def count_labels(source: Any, n_classes: int | None = None, unknown: float | None = None) -> LabelCounts:
+    """Return how often each label of a data set occurs; arguments and errors are those of `read_labels`."""
+    labels, gaps = _labels_and_gaps(source, n_classes, unknown)
+    n = labels.shape[0]
+    return LabelCounts(count(labels), n if gaps is None else torch.from_numpy(n - gaps))
+
+
+def count_if_told(
+    source: Any, n_classes: int | None = None, unknown: float | None = None, warning: str = "{}"
+) -> LabelCounts | None:
+    """Return `count_labels`; None, with a `warning` around the reason, where `read_labels` has none."""
+    try:
+        return count_labels(source, n_classes, unknown)
+    except UnknownLabelsError as error:
+        warnings.warn(warning.format(error), stacklevel=3)
+        return None
+
+
+def label_counts(source: Any, n_classes: int | None = None, unknown: float | None = None) -> Tensor | None:
     """Return the number of items with each label, (C,) long; None, with a warning, where `read_labels` has none.
 
     The warning says how to give them: `dataset.targets = labels`, (n,) class indices or (n, C) of 0 and 1 in the order
@@ -74,12 +130,10 @@ def label_counts(source: Any, n_classes: int | None = None) -> Tensor | None:
     Args:
         source: `DataLoaders` (their training set), a loader or a data set.
         n_classes: C. Default: what the vocabulary or the targets show.
+        unknown: see `read_labels`.
     """
-    try:
-        return count(read_labels(source, n_classes))
-    except UnknownLabelsError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return None
+    counts = count_if_told(source, n_classes, unknown)
+    return None if counts is None else counts.positives
 
 
 def count(labels: sparse.csr_matrix) -> Tensor:
@@ -131,9 +185,10 @@ def as_labels(targets: Any, n_classes: int | None = None, at_least: int = 0) -> 
     values = y.data if sparse.issparse(y) else y
     if values.size and not (values.min() >= 0 and values.max() <= 1):
         raise UnknownLabelsError(
-            f"targets run from {values.min()} to {values.max()}: they must be in [0, 1]; only 1 counts."
+            f"targets run from {values.min()} to {values.max()}: they must be in [0, 1]; above 0.5 is a yes. Where "
+            "some are unknown, say which: read_labels(dls, unknown=float('nan')), crl_learner(dls, unknown=-1)."
         )
-    labels = sparse.csr_matrix(y == 1)
+    labels = sparse.csr_matrix(y > 0.5)
     labels.sort_indices()
     return labels
 

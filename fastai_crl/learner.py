@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,17 +35,18 @@ from fastai_crl.evaluate.metrics import ClassBalancedAccuracy, MacroF1, MeanAP, 
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.evaluate.thresholds import FittedThresholds, fit_thresholds
 from fastai_crl.images.tensor import TensorMultiChannel
-from fastai_crl.labels import UnknownLabelsError, count, label_counts, label_names, read_labels
+from fastai_crl.labels import count_if_told, label_names
 from fastai_crl.losses.baselines import make_loss
-from fastai_crl.losses.complete import complete
+from fastai_crl.losses.complete import complete, of_known
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
-from fastai_crl.losses.frequency import start_at_frequency
+from fastai_crl.losses.frequency import NO_COUNTS, start_or_warn
 from fastai_crl.losses.imbalance import Schedule
 from fastai_crl.network import check_arch, check_keywords, check_loss, downloading
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
+from fastai_crl.unknown import UnknownTargets, check_unknown, unknown_of
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
 _KEYWORDS = {*_CRL_OPTIONS, *inspect.signature(vision_learner).parameters}
@@ -83,6 +83,8 @@ class CRLLearner(Learner):
         if not isinstance(getattr(loss, "__self__", None), Callback):  # MixUp's stands in for the loss within a fit
             if not hasattr(loss, "activation"):  # predictions would be logits
                 loss = complete(loss, is_single_label(self.dls, get_c(self.dls) or None))
+            if unknown_of(self) is not None:
+                loss = of_known(loss)
             loss = keep_thresholds(vars(self).get("_loss_func"), loss)
         self._loss_func = loss
 
@@ -150,10 +152,9 @@ class CRLLearner(Learner):
         probs, targets = predict_probabilities(self, ds_idx, dl, need_targets=True)
         options.setdefault("names", label_names(self.dls, probs.shape[1]))
         if options.get("how") == "shift" and "frequency" not in options:
-            counts = label_counts(self.dls.train, probs.shape[1])
+            counts = count_if_told(self.dls.train, probs.shape[1], unknown_of(self))
             if counts is not None:
-                options["n"] = len(self.dls.train.dataset)
-                options["frequency"] = counts / options["n"]
+                options["frequency"], options["n"] = counts.frequency, counts.known
         fitted = fit_thresholds(probs, targets, **options)
         self.thresholds = fitted.thresholds
         return fitted
@@ -170,6 +171,7 @@ def crl_learner(
     mixed_precision: bool | None = None,
     metrics: Any = None,
     cbs: Any = None,
+    unknown: float | None = None,
     **kwargs: Any,
 ) -> CRLLearner:
     """A vision learner that trains with the Class Rectification Loss: `crl_learner(dls).fit_one_cycle()`.
@@ -197,6 +199,10 @@ def crl_learner(
         metrics: default macro F1 and mean average precision; for single-label accuracy, balanced accuracy and macro F1.
             All decide as the learner does, so at 0.5, or for the likeliest class, until thresholds are fitted.
         cbs: more callbacks, beside `CRLCallback`; a `CRLCallback` among them takes the place of crl_learner's own.
+        unknown: the value of unknown targets, `float("nan")` or a number such as -1: the loss, CRL, counts, thresholds
+            and the package's metrics leave these entries out (see `of_known`, `UnknownTargets`); other metrics see 0.5
+            there. Default: such targets are an error. Soft targets, from 0 to 1, train as they are, and count as yes
+            above 0.5, as no below; 0.5 is left out.
         **kwargs: options of `CRL` (k, rho, margin, scope, level, criterion, score_space, frequency, average, shift),
             and of fastai's `vision_learner`. Default: `criterion="ranking"`, where `CRL` itself has the paper's
             `"relative"`. With `level="instance"`, which ranking does not serve, a criterion must be given.
@@ -210,7 +216,8 @@ def crl_learner(
         ValueError: a name that timm does not know; a loss of the other kind of task; batches that are not one image
             tensor and one target tensor, mixed_precision without CUDA; a `CRLLoss`; alpha, schedule or options of CRL
             beside a `CRLCallback`, which has its own; schedule or options of CRL for a pretrained network without
-            alpha; what `CRLCallback` raises.
+            alpha; what `CRLCallback` raises; unknown targets of a single-label task, with a loss that cannot leave
+            entries out, or, when training starts, with MixUp or CutMix.
     """
     check_arch(arch)
     if not isinstance(arch, str):  # timm's networks have keywords of their own
@@ -232,16 +239,17 @@ def crl_learner(
     if alpha is None:
         alpha = _default_alpha(pretrained and not own, given)
     options.setdefault("criterion", "ranking")
+    check_unknown(unknown, single_label)
     counts = None
     if loss_func is None:
-        counts = _counts_for_default(dls, get_c(dls) or kwargs.get("n_out") or n_labels)
+        counts = count_if_told(dls, get_c(dls) or kwargs.get("n_out") or n_labels, unknown, NO_COUNTS)
         loss_func = default_base_loss(single_label)
         if single_label and counts is not None:
-            loss_func = make_loss("logit_adjusted", counts, single_label=True)
+            loss_func = make_loss("logit_adjusted", counts.positives, single_label=True)
     elif isinstance(loss_func, str):
-        loss_func = make_loss(loss_func, single_label=single_label, dls=dls)
+        loss_func = make_loss(loss_func, single_label=single_label, dls=dls, unknown=unknown)
     check_loss(loss_func, single_label and kwargs.get("n_out") != 1)
-    loss_func = complete(loss_func, single_label)
+    loss_func = complete(loss_func, single_label) if unknown is None else of_known(loss_func)
     if metrics is None:
         metrics = [MacroF1(), MeanAP()]
         if single_label:
@@ -263,8 +271,9 @@ def crl_learner(
     if rgb_stem:
         spread_rgb(plain.model)
     if counts is not None and not single_label:
-        _start(plain.model, counts, len(dls.train.dataset))
-    learn = rebuild(plain, CRLLearner, [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)])
+        start_or_warn(plain.model, *counts)
+    added = [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)]
+    learn = rebuild(plain, CRLLearner, added + [UnknownTargets(unknown)] * (unknown is not None))
     learn.default_epochs = n_epoch
     return learn if mixed_precision is False or device.type != "cuda" else _in_mixed_precision(learn)
 
@@ -285,29 +294,6 @@ def _default_alpha(pretrained: bool, given: list[str]) -> float | Literal["auto"
         )
     print('A pretrained network trains with CRL\'s weight at 0: alpha="auto" sets it.')
     return 0.0
-
-
-def _counts_for_default(dls: DataLoaders, n_classes: int | None) -> Tensor | None:
-    """Return the label counts that the default goes by; None, with a warning, where they cannot be had."""
-    try:
-        return count(read_labels(dls, n_classes))
-    except UnknownLabelsError as error:
-        warnings.warn(
-            "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half "
-            f"for every label, which learns rare labels less well. {error} Or, for several labels, "
-            "start_at_frequency(learn.model, counts, n) and learn.opt = None; for one per image, "
-            'loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" goes without.',
-            stacklevel=3,
-        )
-        return None
-
-
-def _start(model: nn.Module, counts: Tensor, n: int) -> None:
-    """Start a model at the frequencies of its labels, or with a warning as it is."""
-    try:
-        start_at_frequency(model, counts, n)
-    except ValueError as error:
-        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
 
 
 def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:

@@ -14,7 +14,7 @@ def profile(targets, rho, scope, least=2):
     for c in range(n_classes):
         positives = [i for i in range(n) if targets[i][c] == 1]
         negatives = [i for i in range(n) if targets[i][c] == 0]
-        if scope == "attribute" and len(positives) > n / 2:
+        if scope == "attribute" and len(positives) > len(negatives):
             positives, negatives = negatives, positives
         sides[c] = (positives, negatives)
     minority, total = {}, 0
@@ -27,7 +27,7 @@ def profile(targets, rho, scope, least=2):
 
 
 def flipped(targets, c, scope):
-    return scope == "attribute" and sum(row[c] == 1 for row in targets) > len(targets) / 2
+    return scope == "attribute" and sum(row[c] == 1 for row in targets) > sum(row[c] == 0 for row in targets)
 
 
 def distance(x, y):
@@ -126,3 +126,17 @@ def soft_histogram(values, low, high, bins):
 def distribution(positives, negatives, low, high, bins):
     h_pos, h_neg = (soft_histogram(x, low, high, bins) for x in (positives, negatives))
     return sum(h_pos[t] * sum(h_neg[: t + 1]) for t in range(bins))
+
+
+def mean_of_known(each, known):
+    "Mean of the entries that are known, of lists of lists; 0 where there are none."
+    told = [v for row, marks in zip(each, known, strict=True) for v, mark in zip(row, marks, strict=True) if mark]
+    return sum(told) / max(len(told), 1)
+
+
+def f1_of_known(targets, chosen, known, c):
+    "F1 of label c over the items of which it is known; NaN where there are none."
+    rows = [i for i in range(len(targets)) if known[i][c]]
+    hits = sum(1 for i in rows if targets[i][c] and chosen[i][c])
+    named = sum(bool(targets[i][c]) + bool(chosen[i][c]) for i in rows)
+    return math.nan if not rows else 2 * hits / named if named else 0.0

@@ -10,7 +10,7 @@ import fastai_crl
 
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
-    {"mining", "augment", "hpa", "distributed", "_fastai", "_files", "_checks"},
+    {"mining", "augment", "hpa", "distributed", "_fastai", "_files", "_checks", "unknown"},
     {"images", "labels", "task", "stem", "network"},
     {"losses", "samplers"},
     {"evaluate", "data"},

@@ -32,7 +32,18 @@ def labels_of(loader: Any, n_labels: int) -> np.ndarray:
         with no_random(0, reproducible=False):
             batches = loader.new(shuffle=False, drop_last=False) if isinstance(loader, DataLoader) else loader
             targets = torch.cat([torch.as_tensor(batch[-1]).cpu() for batch in batches])
-        return as_targets(targets, (len(targets), n_labels))[0]
+        return _all_known(targets, (len(targets), n_labels))
+
+
+def _all_known(targets: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return targets as (n, C) bool; ValueError where some are unknown."""
+    targets, known, _ = as_targets(targets, shape)
+    if not known.all():
+        raise ValueError(
+            f"{np.count_nonzero(~known)} of the targets are unknown: learners are compared on known targets alone, as "
+            "paired differences need the same images for every label. Give images of which all labels are known."
+        )
+    return targets
 
 
 def _items(loader: Any) -> str:
@@ -83,7 +94,7 @@ class Data:
 
     def check(self, targets: np.ndarray) -> None:
         """Raise a ValueError where predictions came with other targets, so in another order, than those counted."""
-        if not np.array_equal(as_targets(targets, self.true.shape)[0], self.true):
+        if not np.array_equal(_all_known(targets, self.true.shape), self.true):
             raise ValueError(
                 f"The targets of the {self.measured}, differ from one pass to the next: give a loader that goes "
                 "through its items in order, without dropping any."

@@ -1,5 +1,6 @@
 """Values of each label, (C,), from bool targets and decisions, or scores, (n, C): those of scikit-learn.
 
+Where a target is unknown, targets and decisions are False; `known`, (n, C) bool, says where it is not.
 scikit-learn takes labels one by one, which for hundreds of them costs ten times as much.
 """
 
@@ -21,21 +22,21 @@ def recall_by_label(targ: np.ndarray, chosen: np.ndarray, empty: float = np.nan)
     return ratio((targ & chosen).sum(0), targ.sum(0), empty)
 
 
-def balanced_by_label(targ: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def balanced_by_label(targ: np.ndarray, chosen: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(True positive rate + true negative rate)/2 of (n, C) bool decisions; NaN for a label without both sides."""
-    return (recall_by_label(targ, chosen) + recall_by_label(~targ, ~chosen)) / 2
+    return (recall_by_label(targ, chosen) + recall_by_label(known & ~targ, ~chosen)) / 2
 
 
-def ranking_by_label(pred: np.ndarray, targ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranking_by_label(pred: np.ndarray, targ: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and area under the ROC curve of each label; NaN for one without a positive, or without both.
 
     Per label one sort of the scores, in which the positives look up their places. Equal scores share one place: they
     are cut off together.
     """
-    (n, n_classes), positives = pred.shape, targ.sum(0)
-    ap, auroc = np.full((2, n_classes), np.nan)
+    positives, sizes = targ.sum(0), known.sum(0)
+    ap, auroc = np.full((2, len(sizes)), np.nan)
     for c in np.flatnonzero(positives):
-        scores, own = np.sort(pred[:, c]), np.sort(pred[targ[:, c], c])
+        n, scores, own = sizes[c], np.sort(pred[known[:, c], c]), np.sort(pred[targ[:, c], c])
         below, own_below = np.searchsorted(scores, own), np.searchsorted(own, own)
         ap[c] = np.mean((positives[c] - own_below) / (n - below))  # precision with each positive as the lowest yes
         if positives[c] < n:
@@ -45,10 +46,11 @@ def ranking_by_label(pred: np.ndarray, targ: np.ndarray) -> tuple[np.ndarray, np
     return ap, auroc
 
 
-def calibration_by_label(confidence: np.ndarray, hit: np.ndarray, bins: int) -> np.ndarray:
-    """Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599), (C,)."""
-    n, n_classes = confidence.shape
+def calibration_by_label(confidence: np.ndarray, hit: np.ndarray, bins: int, known: np.ndarray) -> np.ndarray:
+    """Σ_b n_b/n·|mean confidence - share of hits| over equal bins (Guo et al., arXiv:1706.04599), (C,), or NaN."""
+    n_classes = confidence.shape[1]
     confidence = confidence.astype(float)
     which = np.searchsorted(np.arange(1, bins) / bins, confidence)  # an edge belongs to the bin below it
-    gap = np.bincount((which + bins * np.arange(n_classes)).ravel(), (confidence - hit).ravel(), bins * n_classes)
-    return np.abs(gap).reshape(n_classes, bins).sum(1) / n
+    gap = np.where(known, confidence - hit, 0).ravel()
+    gap = np.bincount((which + bins * np.arange(n_classes)).ravel(), gap, bins * n_classes)
+    return ratio(np.abs(gap).reshape(n_classes, bins).sum(1), known.sum(0), np.nan)

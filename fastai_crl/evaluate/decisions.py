@@ -6,7 +6,7 @@ Everything that decides (metrics, thresholds, interpretation, pictures, submissi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,15 +66,34 @@ def _as_scores(scores: ArrayLike, name: str = "pred") -> np.ndarray:
     return scores if scores.dtype.kind == "f" else scores.astype(float)
 
 
-def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> tuple[np.ndarray, bool]:
-    """Return targets as (n, C) bool, and whether the task is single-label.
+class Truth(NamedTuple):
+    """Targets of predictions.
+
+    Attributes:
+        targets: (n, C) bool, the labels; False where unknown.
+        known: (n, C) bool.
+        single_label: they came as class indices.
+    """
+
+    targets: np.ndarray
+    known: np.ndarray
+    single_label: bool
+
+    @property
+    def unknown_labels(self) -> np.ndarray:
+        """Labels of which nothing is known, (C,) bool: every measure of them is NaN."""
+        return ~self.known.any(0)
+
+
+def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> Truth:
+    """Return targets, which are known, and whether the task is single-label.
 
     Args:
-        targets: (n, C) of 0 and 1; (n,) or (n, 1) class indices. With C = 1 always 0 and 1.
+        targets: (n, C) of 0 and 1, and ½ where unknown; (n,) or (n, 1) class indices. With C = 1 always the former.
         shape: (n, C) of the predictions.
 
     Raises:
-        ValueError: another shape; values other than 0 and 1, or other than whole numbers from 0 to C - 1.
+        ValueError: another shape; values other than 0, ½ and 1, or other than whole numbers from 0 to C - 1.
     """
     targets, (n, n_classes) = as_array(targets), shape
     single_label = n_classes > 1 and targets.shape in ((n,), (n, 1))
@@ -84,16 +103,20 @@ def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> tuple[np.ndarray, 
             "of 0 and 1, or (n,) class indices."
         )
     targets = targets.reshape(n) if single_label else targets.reshape(shape)
-    wrong = ~np.isin(targets, np.arange(n_classes) if single_label else (0, 1))
+    wrong = ~np.isin(targets, np.arange(n_classes) if single_label else (0, 0.5, 1))
     if wrong.any():
-        rule = f"are class indices, 0 to {n_classes - 1}" if single_label else "are 0 and 1; round fractions yourself"
+        rule = (
+            f"are class indices, 0 to {n_classes - 1}"
+            if single_label
+            else "are 0 and 1, and 0.5 where unknown; round fractions yourself"
+        )
         bad = np.unique(targets[wrong]).tolist()
         raise ValueError(
             offenders("Targets that are no labels", bad, f"Targets of predictions of shape {shape} {rule}.")
         )
     if not single_label:
-        return targets.astype(bool), False
-    return np.eye(n_classes, dtype=bool)[targets.astype(int)], True
+        return Truth(targets == 1, targets != 0.5, False)
+    return Truth(np.eye(n_classes, dtype=bool)[targets.astype(int)], np.ones(shape, bool), True)
 
 
 # ---------------------------------------------------------------- thresholds and decisions
@@ -193,9 +216,9 @@ def likeliest(probs: np.ndarray) -> np.ndarray:
 
 def decisions(
     pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike, names: Sequence[Any] | None = None
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return targets and decisions, both (n, C) bool, and whether the task is single-label."""
+) -> tuple[Truth, np.ndarray]:
+    """Return targets, and decisions, (n, C) bool; where the target is unknown, False: neither hit nor false."""
     pred = as_probabilities(pred, "pred")
-    targets, single_label = as_targets(targ, pred.shape)
+    truth = as_targets(targ, pred.shape)
     cuts = check_thresholds(thresh, pred.shape[1], names)
-    return targets, decide(pred, cuts, single_label=single_label), single_label
+    return truth, decide(pred, cuts, single_label=truth.single_label) & truth.known

@@ -18,6 +18,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve
 from fastai_crl._checks import check_choice
 from fastai_crl.labels import label_counts, label_names
 from fastai_crl.mining.profile import within_limit
+from fastai_crl.unknown import unknown_of
 
 from .decider import threshold_in_use
 from .decisions import as_array, as_probabilities, check_thresholds, decisions
@@ -34,7 +35,7 @@ class CRLInterpretation:
 
     Args:
         probs: (n, C) probabilities.
-        targets: (n, C) of 0 and 1; (n,) or (n, 1) class indices.
+        targets: (n, C) of 0 and 1, ½ where unknown; (n,) or (n, 1) class indices.
         names: C names of the labels; default the column numbers.
         counts: (C,) positives in the training set. Default: those of `targets`.
         n_train: images in the training set. Default: n.
@@ -43,7 +44,8 @@ class CRLInterpretation:
         triplets: triplets mined per epoch and label, as `learn.crl.counts_frame()` tells.
 
     Attributes:
-        targets, chosen: (n, C) bool, the true labels and the decisions. The other arguments, under their names.
+        targets, chosen: (n, C) bool, the true labels and the decisions; both False where the target is unknown.
+        known: (n, C) bool: where it is not. The other arguments, under their names.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class CRLInterpretation:
         triplets: pd.DataFrame | None = None,
     ):
         self.probs = as_probabilities(probs)
-        self.targets, self.chosen, self.single_label = decisions(self.probs, targets, thresh, names)
+        (self.targets, self.known, self.single_label), self.chosen = decisions(self.probs, targets, thresh, names)
         self.names = list(names) if names is not None else [str(c) for c in range(self.probs.shape[1])]
         self.counts = self.targets.sum(0) if counts is None else as_array(counts)
         self.n_train = n_train or len(self.probs)
@@ -75,14 +77,14 @@ class CRLInterpretation:
         probs, targets = predict_probabilities(learn, dl=dl, need_targets=True)
         n_classes, thresh = probs.shape[1], threshold_in_use(learn)
         triplets = learn.crl.counts_frame() if hasattr(learn, "crl") and learn.crl.history else None
-        counts = label_counts(learn.dls.train, n_classes)
+        counts = label_counts(learn.dls.train, n_classes, unknown_of(learn))
         n_train = None if counts is None else len(learn.dls.train.dataset)
         return cls(probs, targets, label_names(learn.dls, n_classes), counts, n_train, thresh, dl, triplets)
 
     # ---- tables ----
     def report(self) -> pd.DataFrame:
         """`label_report`: one row per label, with its count in training and the triplets mined."""
-        targets = self.targets.argmax(1) if self.single_label else self.targets
+        targets = self.targets.argmax(1) if self.single_label else np.where(self.known, self.targets, 0.5)
         table = label_report(self.probs, targets, self.names, self.thresh, self.counts)
         return table if self.triplets is None else table.assign(triplets=self.triplets.sum().to_numpy())
 
@@ -139,7 +141,7 @@ class CRLInterpretation:
             if not len(epochs) or any(np.shape(e) != self.probs.shape for e in epochs):
                 raise ValueError(f"epochs must be probabilities of this data, each of shape {self.probs.shape}.")
             scores = np.mean([as_array(e)[:, c].astype(float) for e in epochs], 0)
-        among = np.flatnonzero(self.targets[:, c] == (kind == "positive"))
+        among = np.flatnonzero(self.known[:, c] & (self.targets[:, c] == (kind == "positive")))
         order = among[np.argsort(sign * scores[among], kind="stable")][:n]
         true = [[self.names[j] for j in np.flatnonzero(self.targets[i])] for i in order]
         table = {"index": order, "item": [self._item(i) for i in order], "prob": self.probs[order, c], "labels": true}
@@ -157,7 +159,8 @@ class CRLInterpretation:
     def curve(self, label: str | int) -> pd.DataFrame:
         """Precision, recall and F1 of a label with each of its probabilities as the lowest yes (`cut`), ascending."""
         c = self.column(label)
-        precision, recall, cuts = precision_recall_curve(self.targets[:, c], self.probs[:, c])
+        known = self.known[:, c]
+        precision, recall, cuts = precision_recall_curve(self.targets[known, c], self.probs[known, c])
         frame = pd.DataFrame({"cut": cuts, "precision": precision[:-1], "recall": recall[:-1]})
         frame["F1"] = (2 * frame.precision * frame.recall / (frame.precision + frame.recall)).fillna(0)
         return frame
@@ -187,7 +190,10 @@ class CRLInterpretation:
         Raises:
             ValueError: a baseline of other images or labels.
         """
-        if self.names != baseline.names or not np.array_equal(self.targets, baseline.targets):
+        if self.names != baseline.names or any(
+            not np.array_equal(mine, theirs)
+            for mine, theirs in ((self.targets, baseline.targets), (self.known, baseline.known))
+        ):
             raise ValueError("The baseline has other labels or targets: interpret the same images, in one order.")
         here, there = self.report(), baseline.report()
         frame = here[["train", "support"]].copy()

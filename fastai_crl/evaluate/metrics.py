@@ -1,8 +1,9 @@
 """Metrics of imbalanced tasks: as functions of predictions, as fastai metrics, and as a table.
 
 The functions take probabilities (n, C) and targets, (n, C) of 0 and 1 (multi-label), or (n,) or (n, 1) class indices
-(single-label: the decision is the likeliest class), as arrays or tensors. Of a probability that is NaN or infinite
-every one of them makes NaN. Where a label leaves a value undefined:
+(single-label: the decision is the likeliest class), as arrays or tensors. Targets of ½ are unknown: such entries are
+left out, and a label of which nothing is known is NaN, and left out of every mean. Of a probability that is NaN
+or infinite every one of them makes NaN. Where a label leaves a value undefined:
 
 - F1, precision, recall: 0 for a label that neither occurs nor is predicted (scikit-learn's `zero_division=0`), and it
   counts in the mean;
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike
 from fastai_crl._checks import whole_number
 from fastai_crl._fastai import activation_of
 from fastai_crl.task import is_single_label
+from fastai_crl.unknown import hardened
 
 from .by_label import (
     balanced_by_label,
@@ -64,14 +66,15 @@ def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) 
     The average is over all labels; one that neither occurs nor is predicted counts as 0 (scikit-learn's
     `zero_division=0`).
     """
-    return float(f1_by_label(*decisions(pred, targ, thresh)[:2]).mean())
+    truth, chosen = decisions(pred, targ, thresh)
+    return _mean(np.where(truth.unknown_labels, np.nan, f1_by_label(truth.targets, chosen)))
 
 
 @_nan_of_nan
 def micro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) -> float:
     """F1 of all decisions of all labels counted together, as `macro_f1`; 0 to 1. With class indices: the accuracy."""
-    targets, chosen, _ = decisions(pred, targ, thresh)
-    return float(ratio(2 * (targets & chosen).sum(), targets.sum() + chosen.sum()))
+    (targets, known, _), chosen = decisions(pred, targ, thresh)
+    return float(ratio(2 * (targets & chosen).sum(), targets.sum() + chosen.sum())) if known.any() else np.nan
 
 
 @_nan_of_nan
@@ -81,8 +84,8 @@ def class_balanced_accuracy(pred: ArrayLike, targ: ArrayLike, thresh: float | Ar
     Multi-label: the mean over labels of (true positive rate + true negative rate)/2, without the labels that have no
     positive or no negative. Single-label: balanced accuracy, the mean over classes that occur of their recall.
     """
-    targets, chosen, single_label = decisions(pred, targ, thresh)
-    return _mean((recall_by_label if single_label else balanced_by_label)(targets, chosen))
+    (targets, known, single_label), chosen = decisions(pred, targ, thresh)
+    return _mean(recall_by_label(targets, chosen) if single_label else balanced_by_label(targets, chosen, known))
 
 
 @_nan_of_nan
@@ -95,9 +98,9 @@ def mean_ap(pred: ArrayLike, targ: ArrayLike, labels: ArrayLike | None = None) -
         labels: indices, or (C,) bool, of the labels to average over; default all.
     """
     pred = as_array(pred)
-    targets = as_targets(targ, pred.shape)[0]
+    targets, known, _ = as_targets(targ, pred.shape)
     picked = slice(None) if labels is None else _check_labels(as_array(labels), pred.shape[1])
-    return _mean(ranking_by_label(pred[:, picked], targets[:, picked])[0])
+    return _mean(ranking_by_label(pred[:, picked], targets[:, picked], known[:, picked])[0])
 
 
 def _check_labels(labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -115,7 +118,7 @@ def _check_labels(labels: np.ndarray, n_classes: int) -> np.ndarray:
 def mean_auroc(pred: ArrayLike, targ: ArrayLike) -> float:
     """Mean area under the ROC curve over the labels that have a positive and a negative; 0 to 1, NaN without any."""
     pred = as_array(pred)
-    return _mean(ranking_by_label(pred, as_targets(targ, pred.shape)[0])[1])
+    return _mean(ranking_by_label(pred, *as_targets(targ, pred.shape)[:2])[1])
 
 
 @_nan_of_nan
@@ -126,10 +129,10 @@ def calibration_error(pred: ArrayLike, targ: ArrayLike, bins: int = 15) -> float
     """
     bins = whole_number("bins", bins, 1, "give a whole number of bins, at least 1")
     pred = as_probabilities(pred, "pred")
-    targets, single_label = as_targets(targ, pred.shape)
+    targets, known, single_label = as_targets(targ, pred.shape)
     if single_label:
         pred, targets = pred.max(1, keepdims=True), (targets & likeliest(pred)).any(1, keepdims=True)
-    return float(calibration_by_label(pred, targets, bins).mean())
+    return _mean(calibration_by_label(pred, targets, bins, known[:, : pred.shape[1]]))
 
 
 def frequency_groups(counts: ArrayLike, cuts: tuple[float, float] = (20, 100)) -> np.ndarray:
@@ -183,7 +186,7 @@ class _ProbabilityMetric(AccumMetric):
         if self.follows:
             self.kwargs["thresh"] = threshold_in_use(learn)
         activation = activation_of(learn.loss_func, is_single_label(learn.y, learn.pred.shape[-1]))
-        self.accum_values(activation(to_float(learn.pred)), learn.y, learn)
+        self.accum_values(activation(to_float(learn.pred)), hardened(learn.y), learn)
 
 
 def MacroF1(thresh: float | ArrayLike | None = None) -> AccumMetric:
@@ -244,36 +247,40 @@ def label_report(
 ) -> pd.DataFrame:
     """One row per label, of the columns below.
 
-    `support` (positives); `train`, `group` if `counts` are given; `precision`, `recall`, `F1`, `balanced` (accuracy) of
-    decisions at `threshold`; `AP`, `AUROC` and `ECE` of probabilities.
+    `support` (positives); `known` if some targets are unknown; `train`, `group` if `counts` are given; `precision`,
+    `recall`, `F1`, `balanced` (accuracy) of decisions at `threshold`; `AP`, `AUROC` and `ECE` of probabilities.
 
     Args:
         probs: (n, C) probabilities.
-        targets: (n, C) 0/1, or (n,) class indices.
+        targets: (n, C) 0/1, ½ where unknown, or (n,) class indices.
         names: C names for the rows; default the column numbers.
         thresh: a probability above it, one or (C,), is a yes. With class indices the decision is the largest
             probability instead, and there is no column `threshold`.
         counts: (C,) positives in the training set.
 
     Returns:
-        A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative.
+        A DataFrame; AP is NaN for a label without a positive, AUROC and balanced also for one without a negative,
+        all measures for one of which nothing is known.
 
     Raises:
         ValueError: values that are no probabilities; targets, thresholds, names or counts that do not fit.
     """
     probs = as_probabilities(probs)
-    true, chosen, single_label = decisions(probs, targets, thresh, names)
+    truth, chosen = decisions(probs, targets, thresh, names)
+    true, known, single_label = truth
     n_classes = probs.shape[1]
     for name, values in {"names": names, "counts": counts}.items():
         if values is not None and len(values) != n_classes:
             raise ValueError(f"{name} has {len(values)} entries for {n_classes} labels: give one for each, in order.")
-    table = {"support": true.sum(0)}
+    table = {"support": true.sum(0)} | ({} if known.all() else {"known": known.sum(0)})
     if counts is not None:
         table |= {"train": as_array(counts), "group": frequency_groups(counts)}
     table |= {"precision": recall_by_label(chosen, true, 0), "recall": recall_by_label(true, chosen, 0)}
-    table |= {"F1": f1_by_label(true, chosen), "balanced": balanced_by_label(true, chosen)}
+    table |= {"F1": f1_by_label(true, chosen), "balanced": balanced_by_label(true, chosen, known)}
+    for name in ("precision", "recall", "F1"):
+        table[name] = np.where(truth.unknown_labels, np.nan, table[name])
     if not single_label:
         table["threshold"] = np.broadcast_to(check_thresholds(thresh, n_classes, names), n_classes)
-    table["AP"], table["AUROC"] = ranking_by_label(probs, true)
-    table["ECE"] = calibration_by_label(probs, true, 15)
+    table["AP"], table["AUROC"] = ranking_by_label(probs, true, known)
+    table["ECE"] = calibration_by_label(probs, true, 15, known)
     return pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))

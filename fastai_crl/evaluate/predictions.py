@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, SequentialSampler
 
 from fastai_crl._fastai import activation_of, alone, inner_loader
 from fastai_crl.task import is_single_label
+from fastai_crl.unknown import hardened
 
 from .decisions import as_probabilities
 
@@ -42,7 +43,8 @@ def predict_probabilities(
         rows: names of the items, for errors.
 
     Returns:
-        Probabilities (n, C), float32, and targets, None where the loader gives none; both on the CPU.
+        Probabilities (n, C), float32, and targets, None where the loader gives none; both on the CPU. Soft targets come
+        as 0 and 1, see `hardened`.
 
     Raises:
         ValueError: nothing to predict, a network of several outputs, values that are no probabilities.
@@ -77,7 +79,7 @@ def predict_probabilities(
         size = getattr(dl, "bs", None) or getattr(dl, "batch_size", None) or len(out)
         out = torch.cat([activation(batch) for batch in out.split(size)])
     name = f"Predictions ({type(learn.loss_func).__name__})"
-    return torch.from_numpy(as_probabilities(out, name, rows)), targets
+    return torch.from_numpy(as_probabilities(out, name, rows)), None if targets is None else hardened(targets)
 
 
 def in_order(learn: Learner, ds_idx: int = 1) -> Any:

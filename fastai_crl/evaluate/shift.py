@@ -32,7 +32,7 @@ def midway(low: ArrayLike, high: ArrayLike) -> np.ndarray:
 
 
 def frequency_odds(
-    frequency: ArrayLike, n_classes: int, single_label: bool = False, n: int | None = None
+    frequency: ArrayLike, n_classes: int, single_label: bool = False, n: int | ArrayLike | None = None
 ) -> np.ndarray:
     """Return the log-odds (C,) of frequencies, as losses have them; single-label, their logarithms.
 
@@ -40,8 +40,8 @@ def frequency_odds(
         frequency: (C,) shares of the training samples with each label.
         n_classes: C.
         single_label: the shares are those of classes.
-        n: number of training samples: a label counts as there once, and missing once, at least. It may be None where
-            no share is 0 or 1.
+        n: number of training samples, or (C,) of those of which a label is known: a label counts as there once, and
+            missing once, at least. It may be None where no share is 0 or 1.
 
     Raises:
         ValueError: not one share in [0, 1] per label; shares of 0 or 1 without n; n that is no whole number above 1.
@@ -58,12 +58,16 @@ def frequency_odds(
             f"frequency={frequency.tolist()}: labels of 0 never occur, those of 1 always; they count as there, or "
             "missing, in one sample. Give n=, the number of training samples."
         )
-    n = 2**53 if n is None else whole_number("n", n, 2, "give the number of training samples, at least 2")
-    return frequency_log_odds(torch.from_numpy(frequency.astype(float)), n, single_label).numpy()
+    sizes = torch.full((n_classes,), 2.0**53, dtype=torch.float64)
+    if n is not None:
+        rule = "give the number of training samples, at least 2, or one for each label"
+        each = as_array(n).ravel()
+        sizes[:] = torch.tensor([whole_number("n", v, 0 if len(each) > 1 else 2, rule) for v in each]).clamp_min(2)
+    return frequency_log_odds(torch.from_numpy(frequency.astype(float)), sizes, single_label).numpy()
 
 
 def shift_thresholds(
-    shift: float, frequency: ArrayLike, single_label: bool = False, n: int | None = None
+    shift: float, frequency: ArrayLike, single_label: bool = False, n: int | ArrayLike | None = None
 ) -> np.ndarray:
     """Return the thresholds (C,) that decide as logits + shift·logit(frequency) do at one half.
 
@@ -90,7 +94,11 @@ def shifted_classes(probs: np.ndarray, odds: np.ndarray, shifts: np.ndarray) -> 
 
 
 def training_probabilities(
-    probs: ArrayLike, frequency: ArrayLike, tau: float = 1.0, single_label: bool = False, n: int | None = None
+    probs: ArrayLike,
+    frequency: ArrayLike,
+    tau: float = 1.0,
+    single_label: bool = False,
+    n: int | ArrayLike | None = None,
 ) -> np.ndarray:
     """Return probabilities at the frequencies of training, of a network trained with a logit-adjusted loss.
 

@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,8 +15,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from fastai_crl._checks import check_choice, whole_number
 
-from .by_label import balanced_by_label, f1_by_label, recall_by_label
-from .decisions import as_array, as_probabilities, as_targets, decide
+from .by_label import balanced_by_label, f1_by_label, ratio, recall_by_label
+from .decisions import Truth, as_array, as_probabilities, as_targets, decide
 from .own_measure import Measure, fit_measure, measured
 from .recall import RecallAtLeast
 from .shift import frequency_odds, log_odds, midway, shift_thresholds, shifted_classes
@@ -31,7 +32,8 @@ class FittedThresholds(NamedTuple):
     Its columns: `positives`; `threshold`; and F1, or balanced accuracy or recall where that was fitted, at 0.5
     (`fixed`), at `threshold` on the very samples it was fitted on (`in_sample`), and of decisions each made by
     thresholds that never saw the sample (`cross_fitted`); `optimism` = in_sample - cross_fitted, how much of the gain
-    is over-fitting. NaN for a label without positives, so that `report.mean()` is over the others.
+    is over-fitting. NaN for a label without positives, so that `report.mean()` is over the others. Where some targets
+    are unknown, `known` is how many are not.
 
     Example:
         >>> probs = [[0.1], [0.2], [0.3], [0.4]] * 5
@@ -65,7 +67,7 @@ def fit_thresholds(
     seed: int = 0,
     names: Sequence[str] | None = None,
     frequency: ArrayLike | None = None,
-    n: int | None = None,
+    n: int | ArrayLike | None = None,
 ) -> FittedThresholds:
     """Fit one threshold per label to predictions of samples that the network was not trained on.
 
@@ -76,7 +78,8 @@ def fit_thresholds(
 
     Args:
         probs: (n, C) probabilities, in [0, 1].
-        targets: (n, C) of 0 and 1; for `"shift"` also (n,) class indices.
+        targets: (n, C) of 0 and 1, ½ where unknown; for `"shift"` also (n,) class indices. Each label's threshold is
+            fitted to its known targets.
         how: `"f1"`: highest F1; `"balanced"`: highest (true positive rate + true negative rate)/2; `"rate"`: as many
             yes as `rates` says; `"shift"`: highest mean F1 of all labels by one number s, the thresholds of logits +
             s·logit(frequency) (see `shift_thresholds`), for which labels with three positives are enough. With class
@@ -94,16 +97,18 @@ def fit_thresholds(
         seed: of the splits.
         names: C names for the report's rows; default the column numbers.
         frequency: (C,) shares of the training samples with each label, for `"shift"`. Default: those of `targets`.
-        n: number of training samples, needed where a share is 0 or 1: see `shift_thresholds`.
+        n: number of training samples, or (C,) of those of which a label is known, needed where a share is 0 or 1: see
+            `shift_thresholds`.
 
     Returns:
         `FittedThresholds`: (thresholds, report). A probability above its threshold is a yes; see `decide`.
 
     Raises:
         ValueError: arrays that do not fit each other or their ranges, no positive at all, unknown how, options out of
-            range, a function that gives no finite number. Labels whose recall cannot be promised are a warning.
+            range, a function that gives no finite number, or that would see unknown targets. Labels
+            whose recall cannot be promised are a warning.
     """
-    probs, targets, single_label = _check(probs, targets, how, shrink, folds, repeats)
+    probs, (targets, known, single_label) = _check(probs, targets, how, shrink, folds, repeats)
     seed = whole_number("seed", seed, 0, "give a whole number, from 0 to 2**32 - repeats", 2**32 - repeats)
     n_classes = probs.shape[1]
     if single_label and targets.sum(0).max() < folds:
@@ -118,23 +123,26 @@ def fit_thresholds(
         raise ValueError(f'frequency is what how="shift" goes by, and how={how!r}: leave one of them out.')
     if how == "shift":
         if frequency is None:
-            frequency, n = targets.mean(0), len(targets)
+            frequency, n = targets.sum(0) / known.sum(0).clip(2), known.sum(0)
         odds = frequency_odds(frequency, n_classes, single_label, n)
         fit_shift = _shift_fitter(probs, targets, odds, single_label)
     promise, measure = how if isinstance(how, RecallAtLeast) else None, how if callable(how) else None
-    score = recall_by_label if promise else balanced_by_label if how == "balanced" else f1_by_label
+    balanced = partial(balanced_by_label, known=known)
+    score = recall_by_label if promise else balanced if how == "balanced" else f1_by_label
     splits, shifts, crossed, values = [], [], [], []
     for repeat in range(repeats):
         if single_label or measure:  # whole rows
             kind = targets.argmax(1) if single_label else _rarest(targets, folds)
             fold = np.repeat(_folds(kind, folds, seed + repeat)[:, None], n_classes, 1)
         else:
-            fold = np.stack([_folds(y, folds, seed + repeat) for y in targets.T], 1)
+            fold = np.full(targets.shape, -1)
+            for c, told in enumerate(known.T):
+                fold[told, c] = _folds(targets[told, c], folds, seed + repeat)
         chosen = np.zeros_like(targets)
         for k in range(folds):
-            seen = fold != k
+            seen = (fold != k) & known
             if how == "rate":
-                shares = (targets & seen).sum(0) / seen.sum(0) if rates is None else rates
+                shares = ratio((targets & seen).sum(0), seen.sum(0)) if rates is None else rates
                 columns = zip(probs.T, seen.T, shares, strict=True)
                 found = np.array([_rate_cut(p[m], share) for p, m, share in columns])
             elif how == "shift":
@@ -147,23 +155,23 @@ def fit_thresholds(
             else:
                 found = _fit_scores(probs, targets, seen, how, shrink)
             splits.append(found)
-            chosen |= decide(probs, found, single_label=single_label) & ~seen
+            chosen |= decide(probs, found, single_label=single_label) & known & ~seen
         crossed.append(score(targets, chosen))
         values.append(measured(measure, targets, chosen) if measure else 0.0)
     if how == "shift":
         thresholds = shift_thresholds(float(np.mean(shifts)), frequency, single_label, n)
     elif promise:  # of all samples: a mean would promise nothing
-        thresholds, promised = promise.fit(probs, targets, np.ones_like(targets))
+        thresholds, promised = promise.fit(probs, targets, known)
     else:
         thresholds = expit(np.mean([log_odds(t) for t in splits], 0))
-    known = targets.any(0)
-    fixed, in_sample = (decide(probs, cuts, single_label=single_label) for cuts in (0.5, thresholds))
-    table = {
-        "positives": targets.sum(0),
+    occurs = targets.any(0)
+    fixed, in_sample = (decide(probs, cuts, single_label=single_label) & known for cuts in (0.5, thresholds))
+    table = {"positives": targets.sum(0)} | ({} if known.all() else {"known": known.sum(0)})
+    table |= {
         "threshold": thresholds,
-        "fixed": np.where(known, score(targets, fixed), np.nan),
-        "in_sample": np.where(known, score(targets, in_sample), np.nan),
-        "cross_fitted": np.where(known, np.mean(crossed, 0), np.nan),
+        "fixed": np.where(occurs, score(targets, fixed), np.nan),
+        "in_sample": np.where(occurs, score(targets, in_sample), np.nan),
+        "cross_fitted": np.where(occurs, np.mean(crossed, 0), np.nan),
     }
     report = pd.DataFrame(table, index=pd.Index(range(n_classes) if names is None else names, name="label"))
     report["optimism"] = report.in_sample - report.cross_fitted
@@ -258,7 +266,9 @@ def _rate_cut(p: np.ndarray, rate: float) -> float:
 
 
 def _folds(y: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each sample, (n,), every fold with its share of the positives."""
+    """Fold of each sample, (n,), every fold with its share of the positives; fewer than `folds` of both: one each."""
+    if max(y.sum(), len(y) - y.sum()) < folds and y.dtype == bool:
+        return np.arange(len(y)) % folds
     fold = np.empty(len(y), int)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # the shrinkage is there for these
@@ -283,17 +293,19 @@ def _check_rates(rates: ArrayLike, n_classes: int) -> np.ndarray:
 
 def _check(
     probs: ArrayLike, targets: ArrayLike, how: Any, shrink: float, folds: int, repeats: int
-) -> tuple[np.ndarray, np.ndarray, bool]:
+) -> tuple[np.ndarray, Truth]:
     if not callable(how) and not isinstance(how, RecallAtLeast):
         check_choice("how", how, get_args(How))
     probs = as_probabilities(probs).astype(float)
-    targets, single_label = as_targets(targets, probs.shape)
-    if single_label and how != "shift":
+    truth = as_targets(targets, probs.shape)
+    if callable(how) and not truth.known.all():
+        raise ValueError(f"how={how!r} cannot leave out targets that are unknown: give a name, or a RecallAtLeast.")
+    if truth.single_label and how != "shift":
         raise ValueError(
             f"targets are class indices, and how={how!r}: a single-label task takes the likeliest class, and "
             'how="shift" fits what is added to its logits.'
         )
-    if not targets.any():
+    if not truth.targets.any():
         raise ValueError("targets hold no 1: there is nothing to fit to.")
     if not isinstance(shrink, numbers.Real) or not shrink >= 0:
         raise ValueError(f"shrink={shrink!r}: give a number of positives, 0 or more, that weigh as much as the others.")
@@ -304,4 +316,4 @@ def _check(
             f"folds={folds}, repeats={repeats} for {len(probs)} samples: give at least 2 folds, 1 repeat, and 2 "
             "samples per fold."
         )
-    return probs, targets, single_label
+    return probs, truth

@@ -34,8 +34,8 @@ def _timm(name: str, *args: Any, **options: Any) -> CompleteLoss:
 
 
 # ---- multi-label: counts are (C,) positives, n samples ----
-def _weighted_bce(counts: Tensor, n: int, power: float = 0.5, max_weight: float | None = None) -> Any:
-    counts = counts.clamp(1, n - 1)  # a label that is always there weighed 0, and would never be learned
+def _weighted_bce(counts: Tensor, n: int | Tensor, power: float = 0.5, max_weight: float | None = None) -> Any:
+    counts = counts.clamp(1).clamp(max=n - 1)  # a label that is always there weighed 0, and would never be learned
     return BCEWithLogitsLossFlat(pos_weight=(((n - counts) / counts) ** power).clamp(max=max_weight or torch.inf))
 
 
@@ -43,11 +43,12 @@ def _focal(gamma: float = 2.0, balance: float = -1.0) -> CompleteLoss:
     return CompleteLoss(partial(sigmoid_focal_loss, alpha=balance, gamma=gamma, reduction="mean"))
 
 
-def _db(counts: Tensor, n: int, **options: Any) -> CompleteLoss:
-    return _timm("DistributionBalancedLoss", counts, n, **options)
+def _db(counts: Tensor, n: int | Tensor, **options: Any) -> CompleteLoss:
+    most = int(torch.as_tensor(n).max())
+    return _timm("DistributionBalancedLoss", counts / n * most, most, **options)
 
 
-def _logit_adjusted_bce(counts: Tensor, n: int, tau: float = 1.0) -> CompleteLoss:
+def _logit_adjusted_bce(counts: Tensor, n: int | Tensor, tau: float = 1.0) -> CompleteLoss:
     return CompleteLoss(nn.BCEWithLogitsLoss(), shift=tau * frequency_log_odds(counts / n, n))
 
 
@@ -85,9 +86,10 @@ MULTI_LABEL_LOSSES, SINGLE_LABEL_LOSSES = tuple(_MULTI), tuple(_SINGLE)
 def make_loss(
     name: str,
     counts: Sequence[float] | Tensor | None = None,
-    n: int | None = None,
+    n: int | Tensor | None = None,
     single_label: bool | None = None,
     dls: DataLoaders | None = None,
+    unknown: float | None = None,
     **options: Any,
 ) -> Any:
     """Return a loss for imbalanced data by its name, complete for fastai (`reduction`, `activation`, `decodes`).
@@ -127,9 +129,12 @@ def make_loss(
     Args:
         name: one of the above.
         counts: (C,) positives per label in the training set, for weighted_bce, db, class_balanced, logit_adjusted.
-        n: number of training samples; in single-label tasks the sum of counts.
+        n: number of training samples; in single-label tasks the sum of counts; (C,) of those of which a label is known,
+            where some targets are unknown.
         single_label: the kind of task. Default: that of dls, else multi-label where the name has both.
         dls: data loaders to take counts, n and the kind of task from.
+        unknown: the value of unknown targets in dls, see `read_labels`. The loss returned still takes all targets as
+            known: `crl_learner(unknown=)` has it leave those out.
         **options: of the loss.
 
     Returns:
@@ -156,5 +161,5 @@ def make_loss(
     check_choice(f"loss of a {kind} task", name, tuple(table))
     make = table[name]
     if "counts" in inspect.signature(make).parameters:
-        options["counts"], options["n"] = check_counts(name, counts, n, single_label, dls)
+        options["counts"], options["n"] = check_counts(name, counts, n, single_label, dls, unknown)
     return complete(make(**options), single_label)

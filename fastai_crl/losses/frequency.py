@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,30 +11,39 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from torch import Tensor, nn
 
-from fastai_crl.labels import label_counts
+from fastai_crl.labels import count_if_told
 from fastai_crl.task import single_label_if_known
 
+NO_COUNTS = (  # what crl_learner says
+    "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
+    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
+    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
+    "goes without."
+)
 
-def frequency_log_odds(frequency: Tensor, n: int, single_label: bool = False) -> Tensor:
+
+def frequency_log_odds(frequency: Tensor, n: int | Tensor, single_label: bool = False) -> Tensor:
     """Return the log-odds (C,) of the labels' frequencies; single-label, their logarithms.
 
     A label counts as there once, and missing once, at least.
 
     Args:
         frequency: (C,) shares of the training samples with each label, in [0, 1], floating point.
-        n: number of training samples.
+        n: number of training samples; (C,) of those of which a label is known.
         single_label: the shares are those of classes.
     """
-    return frequency.clamp(1 / n).log() if single_label else frequency.clamp(1 / n, 1 - 1 / n).logit()
+    once = torch.as_tensor(1 / n, dtype=frequency.dtype)
+    return frequency.clamp(once).log() if single_label else frequency.clamp(once, 1 - once).logit()
 
 
 @torch.no_grad()
 def start_at_frequency(
     model: nn.Module,
     counts: Sequence[float] | Tensor | None = None,
-    n: int | None = None,
+    n: int | Tensor | None = None,
     dls: DataLoaders | None = None,
     pos_weight: Tensor | None = None,
+    unknown: float | None = None,
 ) -> nn.Linear:
     """Have a multi-label network start by predicting each label as often as it occurs: set its last layer's bias.
 
@@ -44,10 +54,11 @@ def start_at_frequency(
     Args:
         model: its last layer with parameters is an `nn.Linear` that gives the C logits.
         counts: (C,) positives of each label in the training set.
-        n: number of its samples.
+        n: number of its samples; (C,) of those of which a label is known, where some targets are unknown.
         dls: in place of both: data whose labels can be read without opening images.
         pos_weight: (C,) what the loss weighs positives by, of `nn.BCEWithLogitsLoss`. The network then starts where
             that loss is least: at the odds of the frequencies times the weights.
+        unknown: the value of unknown targets in dls, see `read_labels`.
 
     Returns:
         The layer.
@@ -66,7 +77,7 @@ def start_at_frequency(
             "dls has one class index per image: start_at_frequency is for several labels. For one, "
             'make_loss("logit_adjusted", dls=dls) is what starts at the frequencies.'
         )
-    counts, n = check_counts("start_at_frequency", counts, n, False, dls)
+    counts, n = check_counts("start_at_frequency", counts, n, False, dls, unknown)
     layer = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))][-1:]
     if not layer or not isinstance(layer[0], nn.Linear) or layer[0].out_features != len(counts):
         found = layer[0] if layer else "none"
@@ -88,31 +99,43 @@ def start_at_frequency(
     return layer[0]
 
 
+def start_or_warn(model: nn.Module, counts: Tensor, n: int | Tensor) -> None:
+    """Start a model at the frequencies of its labels, or with a warning as it is."""
+    try:
+        start_at_frequency(model, counts, n)
+    except ValueError as error:
+        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
+
+
 def check_counts(
-    name: str, counts: Any, n: int | None, single_label: bool, dls: DataLoaders | None
-) -> tuple[Tensor, int]:
+    name: str, counts: Any, n: Any, single_label: bool, dls: DataLoaders | None, unknown: float | None = None
+) -> tuple[Tensor, int | Tensor]:
     """Return the positives per label, (C,) float, and the number of samples, given or read from the training set.
 
     Args:
         name: of what needs them, for the message.
         counts: (C,) positives of each label, or None.
-        n: number of samples, or None.
+        n: number of samples, (C,) of those of which a label is known, or None.
         single_label: the counts are those of classes, and n is their sum.
         dls: data to read them from, or None.
+        unknown: the value of unknown targets in dls.
 
     Raises:
         ValueError: they are missing, cannot be read without opening images, or do not fit.
     """
     if counts is None and dls is not None:
-        counts, n = label_counts(dls.train, get_c(dls)), len(dls.train_ds)
+        counts, n = count_if_told(dls.train, get_c(dls), unknown) or (None, None)
     if counts is None or (n is None and not single_label):
         raise ValueError(
             f"{name} needs to know how common each label is: pass counts=, (C,) positives in the training set, and n=, "
             "the number of its samples; or dls= of a data set that tells its labels without opening its images."
         )
     counts = torch.as_tensor(counts, dtype=torch.float32).flatten()
-    n = int(counts.nansum()) if single_label or n is None else int(n)
-    if n < 2 or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
+    if single_label or n is None:
+        n = counts.nansum()
+    n = torch.as_tensor(n, dtype=torch.float32)
+    n = int(n) if n.numel() == 1 else n.clamp_min(2)  # a label that is hardly known starts at one half
+    if (isinstance(n, int) and n < 2) or not len(counts) or not bool((counts >= 0).all() & (counts <= n).all()):
         raise ValueError(
             f"counts={counts.tolist()} of n={n} samples: give one count per label, from 0 to n, and n > 1."
         )

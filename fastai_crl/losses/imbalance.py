@@ -44,7 +44,7 @@ def omega(counts: Tensor, n: int | Tensor) -> Tensor:
 
     Args:
         counts: (C,) positives of each label, floating point.
-        n: number of items.
+        n: number of items, or (C,) of those of which a label is known.
 
     Returns:
         A scalar of the dtype of counts; 0 where no label occurs, unless there is but one.
@@ -60,7 +60,7 @@ def _move(h: Tensor) -> Tensor:
 class SeenLabels(nn.Module):
     """Labels of all batches so far: Ω where the data set does not tell. The counts move with the module."""
 
-    counts: Tensor | None  # (C + 1,) long: positives of each label, and items
+    counts: Tensor | None  # (2, C) long: positives and negatives of each label
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,13 +69,11 @@ class SeenLabels(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
         """Count a batch; return Ω of all batches, a scalar on its device, in float32 or more."""
-        n, n_classes = batch.logits.shape
-        h = (membership(batch.targets, n_classes) == 1).sum(0)
-        if self.counts is None:
-            self.counts = torch.zeros(n_classes + 1, dtype=torch.long, device=h.device)
-        self.counts += torch.constant_pad_nd(h, (0, 1), n)
+        y = membership(batch.targets, batch.logits.shape[1])
+        both = torch.stack([y == 1, y == 0]).sum(1)
+        self.counts = both if self.counts is None else self.counts + both
         counts = self.counts.to(torch.promote_types(batch.logits.dtype, torch.float32))
-        return omega(counts[:-1], counts[-1])
+        return omega(counts[0], counts.sum(0))
 
 
 def mix(base: Tensor, term: Tensor, found: Tensor, alpha: float | Tensor) -> Tensor:

@@ -27,8 +27,8 @@ def minority_classes(
 
     `scope="joint"` profiles all labels together: sorted by their number of positives h_c, ascending, ties by label
     index, those whose cumulative count stays ≤ ρ·n are minority. `scope="attribute"` takes each label as a binary
-    attribute of its own, the paper's CelebA reading: its rarer side is the minority (the negatives when h_c > n/2; a
-    tie goes to the positives), so every label can be one. Classes with fewer than two samples are dropped in both: a
+    attribute of its own, the paper's CelebA reading: its rarer side is the minority (the negatives when they are fewer;
+    a tie goes to the positives), so every label can be one. Classes with fewer than two samples are dropped in both: a
     triplet needs an anchor and another positive.
 
     Args:

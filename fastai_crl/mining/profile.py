@@ -71,7 +71,7 @@ def sides(y: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor | None]:
     minority_side, excluded = y == 1, y != 0
     if scope == "joint":
         return minority_side, excluded, None
-    flipped = 2 * minority_side.sum(0) > len(y)
+    flipped = minority_side.sum(0) + excluded.sum(0) > len(y)  # more positives than negatives
     return torch.where(flipped, ~excluded, minority_side), torch.where(flipped, ~minority_side, excluded), flipped
 
 

@@ -23,7 +23,7 @@ def show_predictions(
 ) -> list[Axes]:
     """Draw images of one batch with what the learner makes of them: labels found, missed, false, their probabilities.
 
-    The learner decides by its own thresholds where it has some, else at 0.5.
+    The learner decides by its own thresholds where it has some, else at 0.5. Labels of unknown targets are left out.
 
     Args:
         learn: on `TensorMultiChannel` images, multi-label or single-label (one class is decided for, see `decide`).
@@ -45,7 +45,9 @@ def show_predictions(
     probs, n_classes = probs.numpy(), probs.shape[1]
     single_label = is_single_label(learn.dls if targets is None else targets, n_classes)
     chosen = decide(probs, threshold_in_use(learn), single_label=single_label)
-    targets = None if targets is None else as_targets(targets, probs.shape)[0]
+    if targets is not None:
+        targets, known, _ = as_targets(targets, probs.shape)
+        chosen &= known  # neither right nor wrong
     names = shown_names(learn.dls, n_classes)
     images = dl.show_batch(batch, max_n=max_n, show=False)[2].itemgot(0)
     captions = [

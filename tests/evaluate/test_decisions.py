@@ -59,16 +59,16 @@ def test_probabilities():
 
 @pytest.mark.parametrize("targets", [[0, 2, 1], [[0], [2], [1]], [0.0, 2.0, 1.0], torch.tensor([[0], [2], [1]]).char()])
 def test_class_indices(targets):
-    found, single_label = as_targets(targets, (3, 3))
+    found, _, single_label = as_targets(targets, (3, 3))
     assert single_label and found.tolist() == np.eye(3, dtype=bool)[[0, 2, 1]].tolist()
 
 
 def test_targets_of_labels():
-    found, single_label = as_targets(torch.tensor([[1.0, 0], [0, 0], [1, 1]]).bfloat16(), (3, 2))
-    assert not single_label and found.tolist() == [[True, False], [False, False], [True, True]]
+    found, known, single_label = as_targets(torch.tensor([[1.0, 0], [0, 0], [1, 1]]).bfloat16(), (3, 2))
+    assert known.all() and not single_label and found.tolist() == [[True, False], [False, False], [True, True]]
     for one in ([1, 0, 1], [[1], [0], [1]], [True, False, True]):  # one label
-        found, single_label = as_targets(one, (3, 1))
-        assert not single_label and found.tolist() == [[True], [False], [True]]
+        found, known, single_label = as_targets(one, (3, 1))
+        assert known.all() and not single_label and found.tolist() == [[True], [False], [True]]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ def test_decisions_are_those_of_the_loss_to_the_last_bit():
 
 
 def test_single_label_takes_the_likeliest():
-    targets, chosen, single_label = decisions(PROBS, [0, 1, 1], thresh=0.99)
+    (targets, _, single_label), chosen = decisions(PROBS, [0, 1, 1], thresh=0.99)
     assert single_label and chosen.argmax(1).tolist() == [0, 0, 1] and chosen.sum(1).tolist() == [1, 1, 1]
     assert targets.argmax(1).tolist() == [0, 1, 1]

@@ -100,7 +100,7 @@ def test_ranking_metrics_skip_labels_without_positives():
 def test_ranking_equals_scikit_learn_with_ties(c, n, seed, levels):
     rng = np.random.default_rng(seed)
     probs, targets = rng.integers(0, levels, (n, c)) / levels, rng.random((n, c)) < rng.random(c)
-    ap, auroc = ranking_by_label(probs.astype(np.float32), targets)
+    ap, auroc = ranking_by_label(probs.astype(np.float32), targets, np.ones_like(targets))
     for k in range(c):
         one = targets[:, k], probs[:, k].astype(np.float32)
         assert ap[k] == pytest.approx(skm.average_precision_score(*one)) if one[0].any() else np.isnan(ap[k])

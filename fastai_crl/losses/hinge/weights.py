@@ -56,7 +56,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
     positive, maybe = y.floor(), y.ceil()
     h, g, turned = positive.sum(0).long(), (n - maybe.sum(0)).long(), None
     if options.scope == "attribute":
-        turned = 2 * h > n
+        turned = h > g
         h, g = torch.where(turned, g, h), torch.where(turned, h, g)
     g = g.clamp_max(options.k)
     few = within_limit(h, n, options.rho, options.scope, frequency)
