@@ -118,9 +118,14 @@ def check_per_label(name: str, values: Sequence[float] | Tensor | None, lowest: 
 
 
 def one_column(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One logit per item, (n, 1) or (n,), with targets (n, 1) or (n,), as one binary label: both (n, 1)."""
+    """One logit per item, (n, 1) or (n,), with targets (n, 1) or (n,), as one binary label: both (n, 1).
+
+    Class indices (n, 1), as fastai's tables give them, become (n,).
+    """
     if logits.shape[1:] in ((), (1,)) and targets.shape[1:] in ((), (1,)) and targets.shape[:1] == logits.shape[:1]:
         return logits.reshape(-1, 1), targets.reshape(-1, 1)
+    if targets.shape == (len(logits), 1) and not targets.is_floating_point() and targets.dtype != torch.bool:
+        return logits, targets.squeeze(1)
     return logits, targets
 
 
@@ -152,8 +157,7 @@ def checked_targets(scores: Tensor, targets: Tensor, name: str = "logits") -> tu
     if targets.shape not in expected:
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} do not fit {name} of shape {tuple(scores.shape)}: give "
-            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices"
-            + (" (targets.squeeze(1))." if targets.shape == (len(scores), 1) else ".")
+            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices" + "."
         )
     if targets.is_complex() or (targets.ndim == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)):
         raise ValueError(

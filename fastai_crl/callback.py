@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -225,6 +226,14 @@ class CRLCallback(Callback):
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
+        if not len(getattr(self.learn.dls.train, "dataset", "?")):
+            raise ValueError(
+                "The training set of the learner is empty, as an export that failed leaves it: nothing would be "
+                "trained. Give the loaders back, learn.dls = dls."
+            )
+        if callable(self.schedule):
+            for pct in np.linspace(0, 1, 101):  # a factor out of range ends the fit before it begins
+                scheduled(self.schedule, float(pct))
         if now.hook is None and self.term.level == "instance" and self.alpha != 0:
             self.caught.refuse(self.learn.model)
         if self.alpha != 0 and not now.is_search and (names := watchers(self.learn, "valid_loss")):

@@ -42,7 +42,7 @@ from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
 from fastai_crl.losses.frequency import NO_COUNTS, start_or_warn
 from fastai_crl.losses.imbalance import Schedule
-from fastai_crl.network import check_arch, check_keywords, check_loss, downloading
+from fastai_crl.network import ByteImages, check_arch, check_keywords, check_loss, downloading
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label
@@ -182,7 +182,7 @@ def crl_learner(
     (fastai starts the extra channels at zero and freezes them there.) On a GPU where there is one.
 
     Args:
-        dls: (n, n_in, H, W) images with (n, C) 0/1 targets or (n,) class indices.
+        dls: (n, n_in, H, W) images, of which bytes become 0 to 1, with (n, C) 0/1 targets or (n,) class indices.
         arch: torchvision or fastai architecture, or the name of a timm model.
         loss_func: L_base. Default: for multi-label binary cross entropy, of a network that starts by predicting each
             label as often as it occurs, see `start_at_frequency` (`loss_func="bce"`: from one half); for single-label
@@ -222,7 +222,7 @@ def crl_learner(
     check_arch(arch)
     if not isinstance(arch, str):  # timm's networks have keywords of their own
         check_keywords(kwargs, _KEYWORDS)
-    n_in, single_label, n_labels = _look(dls)
+    n_in, single_label, n_labels, is_bytes = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     given = [*options, *["alpha"] * (alpha is not None), *["schedule"] * (schedule is not None)]
     own = [cb for cb in L(cbs) if isinstance(cb, CRLCallback) or cb is CRLCallback]
@@ -272,7 +272,7 @@ def crl_learner(
         spread_rgb(plain.model)
     if counts is not None and not single_label:
         start_or_warn(plain.model, *counts)
-    added = [*([] if own else [CRLCallback(alpha, schedule, **options)]), *L(cbs)]
+    added = [*([] if own else [CRLCallback(alpha, schedule, **options)]), *[ByteImages] * is_bytes, *L(cbs)]
     learn = rebuild(plain, CRLLearner, added + [UnknownTargets(unknown)] * (unknown is not None))
     learn.default_epochs = n_epoch
     return learn if mixed_precision is False or device.type != "cuda" else _in_mixed_precision(learn)
@@ -296,8 +296,8 @@ def _default_alpha(pretrained: bool, given: list[str]) -> float | Literal["auto"
     return 0.0
 
 
-def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:
-    """Channels of the images, whether the task is single-label, and the number of labels where targets show it."""
+def _look(dls: DataLoaders) -> tuple[int, bool, int | None, bool]:
+    """Channels of the images, whether the task is single-label, its labels where targets show it, whether of bytes."""
     batch = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
     shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
     if isinstance(batch, dict):
@@ -308,9 +308,10 @@ def _look(dls: DataLoaders) -> tuple[int, bool, int | None]:
             "0/1 or (n,) class indices. Let the data set give (image, target), or use "
             "Learner(dls, model, cbs=CRLCallback()) for other inputs."
         )
+    n_in, is_bytes = shapes[0][1], batch[0].dtype == torch.uint8
     if batch[1].ndim == 1:
-        return shapes[0][1], True, None
+        return n_in, True, None, is_bytes
     n_labels = batch[1].shape[1]
     if n_labels != (get_c(dls) or n_labels):
         raise ValueError(f"Targets have {n_labels} columns, but dls.c is {get_c(dls)}: they must agree.")
-    return shapes[0][1], False, n_labels
+    return n_in, False, n_labels, is_bytes

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from fastai.callback.core import Callback
 from torch import nn
 
 _OF_ONE = (nn.CrossEntropyLoss, nn.NLLLoss)  # one class per image
@@ -74,3 +75,14 @@ def downloading(arch: Any, pretrained: bool) -> Iterator[None]:
             f"there is a network, which keeps them ({torch.hub.get_dir()}; timm's elsewhere), or train "
             "with pretrained=False."
         ) from e
+
+
+class ByteImages(Callback):
+    """Makes images of bytes, 0 to 255, those of floats, 0 to 1, where no transform of the loaders does."""
+
+    order = -20  # before whatever sees the images
+
+    def before_batch(self) -> None:
+        images, *rest = self.learn.xb
+        if images.dtype == torch.uint8:
+            self.learn.xb = (images.float() / 255, *rest)

@@ -28,7 +28,7 @@ from torch import nn
 
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.metrics import MacroF1
-from fastai_crl.losses import CRL, CRLLoss, imbalance
+from fastai_crl.losses import CRL, CRLLoss, imbalance, make_loss
 from fastai_crl.losses.imbalance import ramp
 
 N, C = 64, 6
@@ -202,16 +202,14 @@ def test_schedules(tmp_path, schedule, expected):
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 3, -1, math.inf, None, "x", lambda pct: 1 + pct, lambda pct: 0.5 - pct])
-def test_factors_out_of_range_end_training_at_the_batch(tmp_path, wrong):
+def test_factors_out_of_range_end_a_fit_before_it_begins(tmp_path, wrong):
     learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=wrong if callable(wrong) else lambda pct: wrong))
     before = [p.clone() for p in learn.model.parameters()]
     with pytest.raises(
         ValueError, match=r"schedule gives .* of training is done: let it give factors of . in \[0, 1\]"
     ):
         learn.fit(2)
-    assert all(p.isfinite().all() for p in learn.model.parameters())
-    if not callable(wrong):
-        assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
 
 
 def test_plots(tmp_path):
@@ -846,3 +844,36 @@ def test_who_goes_by_the_loss_is_warned(tmp_path, watcher):
         learn.fit(1, cbs=watcher(monitor="macro_f1"))
         learn.fit(1, cbs=SaveModelCallback(every_epoch=True))
         make_learner(tmp_path, CRLCallback(alpha=0)).fit(1, cbs=watcher())
+
+
+def test_a_fit_without_data_is_refused(tmp_path):
+    "An export that fails leaves fastai's learner with empty loaders, whose fit would train nothing."
+    learn = make_learner(tmp_path, CRLCallback())
+    dls, learn.dls = learn.dls, DataLoaders(*(torch.utils.data.DataLoader([], 4) for _ in range(2)))
+    with pytest.raises(ValueError, match=r"training set of the learner is empty.*learn\.dls = dls"):
+        learn.fit(1)
+    learn.dls = dls
+    learn.fit(1)
+
+
+class InColumn(Callback):
+    "Class indices (n, 1), as fastai's loaders of tables give them."
+
+    def before_batch(self):
+        self.learn.yb = (self.learn.yb[0][:, None],)
+
+
+def test_class_indices_in_a_column(tmp_path):
+    weights = []
+    for cbs in ([], [InColumn()]):
+        torch.manual_seed(0)
+        crl = CRLCallback(alpha=0.5, schedule=[1.0], k=3)
+        learn = make_learner(tmp_path, [crl, *cbs], single_label=True)
+        learn.fit(1)
+        weights.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    assert crl.counts_frame().to_numpy().sum() > 0
+    torch.testing.assert_close(*weights)
+    logits, y = torch.randn(12, 3), torch.arange(12) % 3
+    assert CRLLoss(alpha=0.3)(logits, y[:, None]) == CRLLoss(alpha=0.3)(logits, y)
+    adjusted = make_loss("logit_adjusted", [5, 4, 3], single_label=True)
+    assert adjusted(logits, y[:, None]) == adjusted(logits, y)

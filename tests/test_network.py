@@ -10,6 +10,7 @@ from fastai.vision.models.xresnet import xresnet18
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fastai_crl.evaluate.predictions import predict_probabilities
 from fastai_crl.learner import crl_learner
 
 
@@ -71,3 +72,20 @@ def test_weights_that_cannot_be_had():
         crl_learner(SEVERAL, arch, n_out=3, pretrained=True)
     with pytest.raises(urllib.error.URLError, match="no route"):
         crl_learner(SEVERAL, arch, n_out=3)
+
+
+def test_images_of_bytes_are_scaled(tmp_path):
+    "A data set of arrays, (n, C, H, W) uint8: the network sees 0 to 1, in training and in prediction."
+    x = torch.randint(0, 256, (12, 4, 32, 32), dtype=torch.uint8)
+    y = torch.eye(3).repeat(4, 1)
+    weights, probs = [], []
+    for images in (x, x.float() / 255):
+        loader = DataLoader(TensorDataset(images, y), 4)
+        torch.manual_seed(0)
+        learn = crl_learner(DataLoaders(loader, loader), xresnet18, path=tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+        weights.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+        probs.append(predict_probabilities(learn)[0])
+    torch.testing.assert_close(*weights)
+    torch.testing.assert_close(*probs)

@@ -45,7 +45,7 @@ from fastai_crl.hpa import HPA_COUNTS, HPA_N_IDS
 from fastai_crl.losses import CRL, CRLLoss
 from fastai_crl.losses.criteria import CRITERIA
 
-DENSE_BYTES = 4 * 2**30  # the dense rival is skipped where one of its tensors alone would take more
+MOST_BYTES = 4 * 2**30  # a rival is skipped where one of its tensors alone would take more
 PATIENCE = 20.0  # seconds: a rival that takes longer than this for one run is not run at larger sizes
 
 
@@ -251,7 +251,8 @@ def by_size(sizes, k, runs, device, use_compiler):
             "pml all triplets": metric_learning("all triplets"),
             "pml batch hard": metric_learning("batch hard"),
         }
-        too_large = {"dense"} if dense_bytes(targets, k) > DENSE_BYTES else set()
+        largest = {"dense": dense_bytes(targets, k), "pml all triplets": 15 * n**3}  # measured at 128 to 384
+        too_large = {name for name, size in largest.items() if size > MOST_BYTES}
         rivals = {"bce": bce} | ours | {name: f for name, f in others.items() if name not in tired | too_large}
         value = step(ours["CRL"], logits, targets)
         same = {"CRL, compiled", "loop", "lean loop", "dense"}

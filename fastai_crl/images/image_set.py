@@ -106,7 +106,8 @@ class ImageSet:
         if not ids:
             raise FileNotFoundError(
                 f"No file in {self.folder} fits pattern={self.pattern!r} with channels {', '.join(self.channels)}; it "
-                f"holds for instance {min(names)}. Pass the right pattern and channels, or subfolders=True."
+                f"holds for instance {min(names)}. Name the files so, or look into sub-folders, subfolders=True; "
+                "an ImageSet, and from_csv, take other names by pattern= and channels=."
             )
         self._require([f for i in ids for f in self.names(i)], names)
         return L(ids)

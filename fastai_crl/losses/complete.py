@@ -57,7 +57,10 @@ class CompleteLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits, targets = as_plain_tensor(logits), as_plain_tensor(targets)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        targets = targets.long() if self.single_label and targets.ndim == 1 else targets.to(logits.dtype)
+        if self.single_label and targets.shape in ((len(logits),), (len(logits), 1)):
+            targets = targets.reshape(-1).long()
+        else:
+            targets = targets.to(logits.dtype)
         if self.shift is not None:
             logits = logits + self.shift
         if self.known_only:
