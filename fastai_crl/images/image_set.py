@@ -122,6 +122,13 @@ class ImageSet:
         """Return the files of one image: one per channel, in the order of `channels`, or one for all."""
         return [self.folder / name for name in self.names(id_)]
 
+    def id_of(self, path: str | Path) -> str | Path:
+        """Return the id, with its folder, of the image that a file is of; what is no such file, as it is."""
+        folder, name = os.path.split(path)
+        if os.path.splitext(name)[1] == os.path.splitext(self.pattern)[1] and os.path.isfile(path):
+            return next((os.path.join(folder, i) for i in match_ids([name], self.channels, self.pattern)), path)
+        return path
+
     def open(self, id_: str | Path) -> TensorMultiChannel:
         """Read one image as uint8 (C,H,W), intensities 0..255.
 

@@ -28,7 +28,7 @@ def open_channels(prefix: str | Path, channels: Sequence[str] = CHANNELS, **kwar
 
 
 class OpenMultiChannel(DisplayedTransform):
-    """Transform from a path prefix folder/id to a uint8 `TensorMultiChannel`.
+    """Transform from a path prefix folder/id, or the path of one of its files, to a uint8 `TensorMultiChannel`.
 
     Args:
         images: how the files are named and read; their folder is that of each item.
@@ -48,4 +48,4 @@ class OpenMultiChannel(DisplayedTransform):
 
     def encodes(self, o: str | Path):
         x = self.cache.get(o) if self.cache is not None else None
-        return self.images.open(o) if x is None else x
+        return self.images.open(self.images.id_of(o)) if x is None else x

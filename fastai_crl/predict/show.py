@@ -9,6 +9,7 @@ from fastai_crl.evaluate.decider import threshold_in_use
 from fastai_crl.evaluate.decisions import as_targets, decide
 from fastai_crl.evaluate.predictions import loader_of, predict_probabilities
 from fastai_crl.images.show import draw_images, prediction_lines
+from fastai_crl.images.tensor import TensorMultiChannel
 from fastai_crl.labels import shown_names
 from fastai_crl.task import is_single_label
 
@@ -41,6 +42,11 @@ def show_predictions(
     """
     dl = loader_of(learn, ds_idx).new(shuffle=shuffle) if dl is None else dl
     batch = dl.one_batch()
+    if not isinstance(batch[0], TensorMultiChannel):
+        raise ValueError(
+            "show_predictions draws TensorMultiChannel images, as MultiChannelDataLoaders give them, and these are "
+            f"{type(batch[0]).__name__}: learn.show_results() draws those."
+        )
     probs, targets = predict_probabilities(learn, dl=[batch])
     probs, n_classes = probs.numpy(), probs.shape[1]
     single_label = is_single_label(learn.dls if targets is None else targets, n_classes)

@@ -257,3 +257,14 @@ def test_other_fields_and_braces_are_taken_literally(tmp_path):
     touch(tmp_path, "{a}+red.png")
     images = ImageSet(tmp_path, "red", "{{{id}}}+{channel}.png")
     assert list(images.ids()) == ["a"] and images.check() == {(4, 6): 1}
+
+
+def test_the_path_of_a_file_is_that_of_its_image(hpa):
+    "What a file dialogue gives: any of an image's files stands for all."
+    images = ImageSet(hpa / "train")
+    i = images.ids()[0]
+    opened = OpenMultiChannel(images)
+    for path in (f"{i}_red.png", f"{i}_yellow.png"):
+        assert torch.equal(opened(str(hpa / "train" / path)), images.open(i))
+    assert images.id_of(hpa / "train" / "nothing_red.png") == hpa / "train" / "nothing_red.png"  # no such file
+    assert images.id_of(hpa / "train" / i) == hpa / "train" / i

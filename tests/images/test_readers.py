@@ -171,7 +171,7 @@ def test_a_grey_picture_is_red_green_and_blue_alike(tmp_path, name, mode):
 
 
 def test_the_page_of_a_tiff_is_one_channel_of_three(tmp_path):
-    with pytest.raises(ValueError, match="holds 1 channels where 3"):
+    with pytest.raises(ValueError, match="is grey where 3 channels are expected: save it in colour"):
         read_planes(save(tmp_path / "a.tif", GREY), 3)
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (gives learners their no_bar)
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from matplotlib.colors import to_rgb
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from fastai_crl.data.loaders import HPADataLoaders, MultiChannelBlock
 from fastai_crl.hpa import HPA_LABELS
@@ -446,3 +448,11 @@ def test_channels_named_by_numbers_are_drawn_by_name():
     shown = [float(ax.images[0].get_array().max()) for ax in axes[1:]]
     assert shown == pytest.approx([0, 100 / 255, 200 / 255])
     assert len(draw_images([x], [[("a", "black")]], channels="1")) == 1
+
+
+def test_show_predictions_says_what_draws_other_images(tmp_path):
+    images = TensorDataset(torch.rand(8, 3, 16, 16), torch.arange(8) % 2)
+    dls = DataLoaders.from_dsets(images, images, bs=4, num_workers=0, device="cpu")
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), CrossEntropyLossFlat(), path=tmp_path)
+    with pytest.raises(ValueError, match=r"draws TensorMultiChannel images.*learn\.show_results\(\) draws those"):
+        predictions(learn)

@@ -116,6 +116,8 @@ def _source(file: Input, n: int) -> Source:
         decode = source.decode
         source = replace(source, planes=3, decode=lambda: np.repeat(decode(), 3, 0))
     # A grey file saved as colour may stand for one channel, and alpha is no channel unless all four are asked for.
+    if source.planes == 1 and n == 3:
+        raise ValueError("it is grey where 3 channels are expected: save it in colour if it is a picture among others")
     if source.planes != n and not (source.colour and n in (1, 3)):
         raise ValueError(
             f"it holds {source.planes} channels where {n} are expected, pass channels= and pattern= that fit"
