@@ -226,7 +226,8 @@ class CRLCallback(Callback):
                 "The learner's loss_func is a CRLLoss, which has the rectification term already: use CRLCallback with "
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
-        if not len(getattr(self.learn.dls.train, "dataset", "?")):
+        dataset = getattr(self.learn.dls.train, "dataset", None)
+        if hasattr(dataset, "__len__") and not len(dataset):
             raise ValueError(
                 "The training set of the learner is empty, as an export that failed leaves it: nothing would be "
                 "trained. Give the loaders back, learn.dls = dls."

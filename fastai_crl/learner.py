@@ -144,13 +144,15 @@ class CRLLearner(Learner):
         Args:
             ds_idx: 1 the validation set, 0 the training set, which flatters.
             dl: a loader with targets in its place.
-            **options: of the function `fit_thresholds`.
+            **options: of the function `fit_thresholds`; of one label per image the default is `how="shift"`.
 
         Returns:
             `FittedThresholds`: (thresholds, report).
         """
         probs, targets = predict_probabilities(self, ds_idx, dl, need_targets=True)
         options.setdefault("names", label_names(self.dls, probs.shape[1]))
+        if is_single_label(targets, probs.shape[1]):
+            options.setdefault("how", "shift")
         if options.get("how") == "shift" and "frequency" not in options:
             counts = count_if_told(self.dls.train, probs.shape[1], unknown_of(self))
             if counts is not None:

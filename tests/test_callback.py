@@ -877,3 +877,5 @@ def test_class_indices_in_a_column(tmp_path):
     assert CRLLoss(alpha=0.3)(logits, y[:, None]) == CRLLoss(alpha=0.3)(logits, y)
     adjusted = make_loss("logit_adjusted", [5, 4, 3], single_label=True)
     assert adjusted(logits, y[:, None]) == adjusted(logits, y)
+    with pytest.raises(ValueError, match=r"targets of shape \(12, 1\) do not fit logits of shape \(12, 3\)"):
+        CRLLoss(alpha=0.3)(logits, y[:, None].float())  # no indices

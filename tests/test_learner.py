@@ -508,6 +508,13 @@ def test_an_export_that_fails_leaves_the_learner_as_it_was(fitted, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, fitted.model.parameters(), strict=True))
 
 
+def test_thresholds_of_one_label_per_image_are_a_shift_by_default(single_label_dls):
+    learn = crl_learner(single_label_dls, xresnet18)
+    with learn.no_bar():
+        found, asked = learn.fit_thresholds(folds=2), learn.fit_thresholds(how="shift", folds=2)
+    assert found.shift == asked.shift is not None and np.array_equal(found.thresholds, learn.thresholds)
+
+
 def test_single_label_metrics_follow_the_thresholds(single_label_dls):
     learn = crl_learner(single_label_dls, xresnet18)
     with learn.no_bar(), learn.no_logging():

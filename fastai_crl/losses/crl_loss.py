@@ -134,7 +134,8 @@ class CRLLoss(nn.Module):
 
 def is_class_index(logits: Tensor, targets: Tensor) -> bool:
     """Whether a batch's targets are class indices; with one logit per item they are one binary label."""
-    return targets.shape[1:] in ((), (1,)) and logits.ndim == 2 and logits.shape[1] > 1
+    column = targets.shape[1:] == (1,) and not targets.is_floating_point()
+    return (targets.ndim == 1 or column) and logits.ndim == 2 and logits.shape[1] > 1
 
 
 def split_shift(shift: Shift) -> tuple[bool, Any]:
