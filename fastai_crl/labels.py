@@ -1,7 +1,5 @@
 """What the labels of a data set are: of each item, how many, their names; without opening an image."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
