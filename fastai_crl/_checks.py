@@ -157,7 +157,8 @@ def checked_targets(scores: Tensor, targets: Tensor, name: str = "logits") -> tu
     if targets.shape not in expected:
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} do not fit {name} of shape {tuple(scores.shape)}: give "
-            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices."
+            f"{tuple(scores.shape)} values in [0, 1] (multi-label), or {tuple(scores.shape[:1])} class indices"
+            + (" (targets.squeeze(1))." if targets.shape == (len(scores), 1) else ".")
         )
     if targets.is_complex() or (targets.ndim == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)):
         raise ValueError(

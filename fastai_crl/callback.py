@@ -227,7 +227,7 @@ class CRLCallback(Callback):
                 "the plain loss (loss_func.base_loss), or CRLLoss without the callback."
             )
         dataset = getattr(self.learn.dls.train, "dataset", None)
-        if hasattr(dataset, "__len__") and not len(dataset):
+        if hasattr(dataset, "__len__") and not len(dataset) and not len(self.learn.dls.train):
             raise ValueError(
                 "The training set of the learner is empty, as an export that failed leaves it: nothing would be "
                 "trained. Give the loaders back, learn.dls = dls."
