@@ -1,5 +1,6 @@
 """The guide: the Python of each page runs, block after block, and does what the page says."""
 
+import gc
 import inspect
 import re
 from pathlib import Path
@@ -35,6 +36,13 @@ SMALL = {  # small images, little work, no downloads
 }
 NEEDS = {"backbones.md": ["timm"], "explain.md": ["captum"], "inference.md": ["onnxruntime", "onnxscript"]}
 NEEDS["training.md"] = ["tensorboard"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    "What a page made goes now: a session of onnxruntime that a forked worker collects waits there for ever."
+    yield
+    gc.collect()
 
 
 def run(page: str, **scope) -> dict:
