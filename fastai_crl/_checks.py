@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,12 @@ from torch import Tensor
 def offenders(what: str, items: Sequence[Any], fix: str) -> str:
     """Return an error message that names up to five of `items`, says how many there are, and ends with the fix."""
     return f"{what} ({len(items)} in all): {', '.join(map(str, items[:5]))}{', …' if len(items) > 5 else ''}. {fix}"
+
+
+def misspelt(unknown: Sequence[str], known: Collection[str], meant: Mapping[str, str | None] | None = None) -> str:
+    """Return keywords that nobody knows, each with what is `meant` by it, or else with the nearest known one."""
+    near = {name: next(iter(get_close_matches(name, known, n=1)), None) for name in unknown} | dict(meant or {})
+    return ", ".join(f"{name}=" + (f" (did you mean {near[name]}=?)" if near[name] else "") for name in unknown)
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.torch_core import default_device
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, as_plain_tensor, checked_targets, one_column
@@ -31,33 +28,11 @@ from fastai_crl._fastai import (
 )
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import UnknownLabelsError, count_labels, label_names, shown_names
-from fastai_crl.losses.crl import CRL, Rectified
+from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
 from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
+from fastai_crl.mined import NOTHING, Epoch, plot_table, table_of
 from fastai_crl.unknown import hardened, unknown_of
-
-_NOTHING = {"loss": float("nan"), "triplets": 0, "labels": 0}  # columns of an epoch without a triplet
-
-
-@dataclass
-class _Epoch:
-    """What one epoch mined, on the device of the batches: adding to it reads nothing."""
-
-    triplets: Tensor | None = None  # (C,) long
-    terms: list[Tensor] = field(default_factory=list)  # of each batch
-    found: list[Tensor] = field(default_factory=list)  # of each batch: whether it had a triplet
-
-    def add(self, rectified: Rectified, found: Tensor) -> None:
-        self.triplets = rectified.triplets if self.triplets is None else self.triplets + rectified.triplets
-        self.terms.append(rectified.loss.detach())
-        self.found.append(found)
-
-    def columns(self) -> dict[str, float]:
-        """What the epoch table shows: the mean term of the batches with a triplet, triplets, labels that have any."""
-        if self.triplets is None:
-            return _NOTHING
-        loss = torch.stack(self.terms)[torch.stack(self.found)].mean()
-        return {"loss": float(loss), "triplets": int(self.triplets.sum()), "labels": int((self.triplets > 0).sum())}
 
 
 @dataclass
@@ -70,7 +45,7 @@ class _Fit:
     hook: Any = None
     started: bool = False  # training, not validation or prediction alone
     alphas: list[float | Tensor] = field(default_factory=list)
-    epoch: _Epoch = field(default_factory=_Epoch)
+    epoch: Epoch = field(default_factory=Epoch)
     omega: float | None = None  # Ω of the training set; None before the first batch, or where it does not tell
     seen: SeenLabels | None = None  # where it does not tell
 
@@ -112,7 +87,8 @@ class CRLCallback(Callback):
     Raises:
         ValueError: at once, alpha, schedule or options out of range, a learner that has a `CRLCallback`, a callback
             that has a learner; when training starts, a learner whose loss is a `CRLLoss`, which has the term already,
-            for instance level a model without a `nn.Linear`; in a batch, targets or a factor of α out of range.
+            for instance level a model without a `nn.Linear`, and an empty training set; in a batch, targets out of
+            range, and a factor of α that is so there alone.
         TypeError: a term that is no `CRL`.
     """
 
@@ -193,7 +169,7 @@ class CRLCallback(Callback):
     def before_fit(self) -> None:
         self._clean_up()
         self._now = now = _Fit(self.learn.loss_func, is_lr_search(self.learn))
-        shown = {"crl_alpha": self._alpha, **{f"crl_{name}": partial(self._shown, name) for name in _NOTHING}}
+        shown = {"crl_alpha": self._alpha, **{f"crl_{name}": partial(self._shown, name) for name in NOTHING}}
         now.recorder = add_columns(self.learn, shown)
         if self.term.level == "instance" and self.alpha != 0:
             # Before validation too: a compiled model keeps the hooks of its first call.
@@ -204,7 +180,7 @@ class CRLCallback(Callback):
             self.before_fit()
         if not self._now.started:
             self._start(self._now)
-        self._now.epoch = _Epoch()
+        self._now.epoch = Epoch()
 
     def before_validate(self) -> None:
         if self._now is not None and not self._now.started:  # validation or prediction on its own
@@ -232,9 +208,6 @@ class CRLCallback(Callback):
                 "The training set of the learner is empty, as an export that failed leaves it: nothing would be "
                 "trained. Give the loaders back, learn.dls = dls."
             )
-        if callable(self.schedule):
-            for pct in np.linspace(0, 1, 101):  # a factor out of range ends the fit before it begins
-                scheduled(self.schedule, float(pct))
         if now.hook is None and self.term.level == "instance" and self.alpha != 0:
             self.caught.refuse(self.learn.model)
         if self.alpha != 0 and not now.is_search and (names := watchers(self.learn, "valid_loss")):
@@ -306,7 +279,7 @@ class CRLCallback(Callback):
         return float(self._now.alphas[-1]) if self._now and self._now.alphas else 0.0
 
     def _shown(self, name: str) -> float:
-        return (self._now.epoch.columns() if self._now else _NOTHING)[name]
+        return (self._now.epoch.columns() if self._now else NOTHING)[name]
 
     def counts_frame(self) -> pd.DataFrame:
         """Triplets mined of each label in each epoch trained since the callback was made: totals, labels as columns.
@@ -314,8 +287,7 @@ class CRLCallback(Callback):
         Rows are indexed by fit and epoch, both from 0; epochs without a mined batch (α = 0) are not listed.
         """
         names = label_names(getattr(self.learn, "dls", None), len(self.history[0][2]) if self.history else 0)
-        index = pd.MultiIndex.from_tuples([h[:2] for h in self.history], names=["fit", "epoch"])
-        return pd.DataFrame([h[2].tolist() for h in self.history], index=index, columns=names)
+        return table_of(self.history, names)
 
     def plot_counts(self, ax: Any = None, top: int | None = None) -> Any:
         """Plot the triplets mined of each label over the epochs of `counts_frame`, on a logarithmic axis.
@@ -330,14 +302,8 @@ class CRLCallback(Callback):
         Raises:
             ValueError: nothing has been mined yet.
         """
-        frame = self.counts_frame().reset_index(drop=True)
+        frame = self.counts_frame()
         if frame.empty:
             raise ValueError("Nothing has been mined yet: fit first, with alpha above 0.")
         frame.columns = shown_names(getattr(self.learn, "dls", None), frame.shape[1])
-        order = frame.sum().sort_values(ascending=False, kind="stable").index[:top]
-        ax = frame[order].plot(ax=ax, logy="sym", marker=".", colormap="turbo", xlabel="epoch", ylabel="mined triplets")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))  # within a decade, too
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        ax.legend(fontsize="x-small", ncols=2, bbox_to_anchor=(1, 1), loc="upper left")
-        return ax
+        return plot_table(frame, ax, top)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from fastai_crl._fastai import pipelines, transformed, transforms
-from fastai_crl.unknown import half_if_unknown
+from fastai_crl.unknown import UNKNOWN, half_if_unknown
 
 _MANY = 5000  # items that are asked one at a time with a bar
 
@@ -78,7 +78,7 @@ def _labels_and_gaps(
         targets = targets.toarray() if sparse.issparse(targets) else _as_array(targets)
         targets = half_if_unknown(torch.from_numpy(targets), unknown)
     labels = as_labels(targets, n_classes, at_least)[rows]
-    gaps = None if unknown is None or targets.ndim != 2 else (targets == 0.5).numpy()[rows].sum(0)
+    gaps = None if unknown is None or targets.ndim != 2 else (targets == UNKNOWN).numpy()[rows].sum(0)
     return labels, gaps if gaps is not None and gaps.any() else None
 
 

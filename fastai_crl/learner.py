@@ -40,9 +40,16 @@ from fastai_crl.losses.baselines import make_loss
 from fastai_crl.losses.complete import complete, of_known
 from fastai_crl.losses.crl import CRL
 from fastai_crl.losses.crl_loss import CRLLoss, default_base_loss
-from fastai_crl.losses.frequency import NO_COUNTS, start_or_warn
 from fastai_crl.losses.imbalance import Schedule
-from fastai_crl.network import ByteImages, check_arch, check_keywords, check_loss, downloading
+from fastai_crl.network import (
+    NO_COUNTS,
+    ByteImages,
+    check_arch,
+    check_keywords,
+    check_loss,
+    downloading,
+    start_or_warn,
+)
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
 from fastai_crl.task import is_single_label

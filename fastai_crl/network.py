@@ -1,7 +1,8 @@
-"""What `crl_learner` is given to build a network and its loss: checked before anything is made of it."""
+"""What `crl_learner` is given to build a network and its loss: checked before anything is made of it, and its start."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -9,8 +10,17 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from torch import nn
+from torch import Tensor, nn
 
+from fastai_crl._checks import misspelt
+from fastai_crl.losses import start_at_frequency
+
+NO_COUNTS = (
+    "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
+    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
+    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
+    "goes without."
+)
 _OF_ONE = (nn.CrossEntropyLoss, nn.NLLLoss)  # one class per image
 _OF_SEVERAL = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss, nn.MultiLabelMarginLoss)
 
@@ -44,9 +54,8 @@ def check_arch(arch: Any) -> None:
 def check_keywords(given: Collection[str], known: Collection[str]) -> None:
     """Raise TypeError for a keyword that is not known; names the nearest."""
     if unknown := sorted(set(given) - set(known)):
-        near = [next(iter(get_close_matches(name, known, n=1)), None) for name in unknown]
-        said = [f"{k}=" + (f" (did you mean {n}=?)" if n else "") for k, n in zip(unknown, near, strict=True)]
-        raise TypeError(f"crl_learner has no keyword {', '.join(said)}: see help() of it, and of vision_learner.")
+        said = misspelt(unknown, known)
+        raise TypeError(f"crl_learner has no keyword {said}: see help() of it, and of vision_learner.")
 
 
 def check_loss(loss_func: Any, single_label: bool) -> None:
@@ -86,3 +95,11 @@ class ByteImages(Callback):
         images, *rest = self.learn.xb
         if images.dtype == torch.uint8:
             self.learn.xb = (images.float() / 255, *rest)
+
+
+def start_or_warn(model: nn.Module, counts: Tensor, n: int | Tensor) -> None:
+    """Start a model at the frequencies of its labels, or with a warning as it is."""
+    try:
+        start_at_frequency(model, counts, n)
+    except ValueError as error:
+        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)

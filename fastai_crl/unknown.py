@@ -10,6 +10,8 @@ from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from torch import Tensor
 
+UNKNOWN = 0.5  # a target that says nothing, neither yes nor no
+
 
 def half_if_unknown(targets: Tensor, unknown: float | None) -> Tensor:
     """Return targets with ½ where they are `unknown`, in floating point; None: as they are.
@@ -21,14 +23,15 @@ def half_if_unknown(targets: Tensor, unknown: float | None) -> Tensor:
     if unknown is None:
         return targets
     mark = targets.isnan() if unknown != unknown else targets == unknown
-    return (targets if targets.is_floating_point() else targets.float()).masked_fill(mark, 0.5)
+    return (targets if targets.is_floating_point() else targets.float()).masked_fill(mark, UNKNOWN)
 
 
 def hardened(targets: Tensor) -> Tensor:
     """Return (n, C) targets with 1 for fractions above ½ and 0 for those below; all else, NaN too, as it is."""
     if not targets.is_floating_point():
         return targets
-    return torch.where((targets > 0) & (targets < 1) & (targets != 0.5), (targets > 0.5).to(targets.dtype), targets)
+    soft = (targets > 0) & (targets < 1) & (targets != UNKNOWN)
+    return torch.where(soft, (targets > UNKNOWN).to(targets.dtype), targets)
 
 
 def check_unknown(unknown: float | None, single_label: bool = False) -> float | None:

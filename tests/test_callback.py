@@ -202,14 +202,19 @@ def test_schedules(tmp_path, schedule, expected):
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 3, -1, math.inf, None, "x", lambda pct: 1 + pct, lambda pct: 0.5 - pct])
-def test_factors_out_of_range_end_a_fit_before_it_begins(tmp_path, wrong):
-    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=wrong if callable(wrong) else lambda pct: wrong))
-    before = [p.clone() for p in learn.model.parameters()]
+def test_factors_out_of_range_are_refused_at_once(wrong):
     with pytest.raises(
         ValueError, match=r"schedule gives .* of training is done: let it give factors of . in \[0, 1\]"
     ):
+        CRLCallback(alpha=0.5, schedule=wrong if callable(wrong) else lambda pct: wrong)
+
+
+def test_a_factor_that_is_out_of_range_between_those_tried_ends_training_at_its_batch(tmp_path):
+    crl = CRLCallback(alpha=0.5, schedule=lambda pct: 3 if 0.501 < pct < 0.509 else 0.5)
+    learn = make_learner(tmp_path, crl, bs=1)  # more batches than are tried
+    with pytest.raises(ValueError, match=r"schedule gives 3 when 5.% of training is done"):
         learn.fit(2)
-    assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
+    assert len(crl.alphas) > 0 and all(p.isfinite().all() for p in learn.model.parameters())
 
 
 def test_plots(tmp_path):

@@ -11,10 +11,10 @@ import fastai_crl
 PACKAGE = Path(fastai_crl.__file__).parent
 FLOORS = (
     {"mining", "augment", "hpa", "distributed", "_fastai", "_files", "_checks", "unknown"},
-    {"images", "labels", "task", "stem", "network"},
+    {"images", "labels", "task", "stem"},
     {"losses", "samplers"},
     {"evaluate", "data"},
-    {"callback", "predict"},
+    {"callback", "mined", "network", "predict"},
     {"learner"},
     {"compare"},
     {"all"},

@@ -64,6 +64,11 @@ def test_a_loss_of_the_other_kind_of_task(dls, loss, message):
         crl_learner(dls, xresnet18, loss_func=loss, n_out=3)
 
 
+def test_the_counts_of_a_named_loss_come_from_loaders_of_torch():
+    learn = crl_learner(SEVERAL, xresnet18, loss_func="weighted_bce")
+    torch.testing.assert_close(learn.loss_func.func.pos_weight, torch.full((3,), 2**0.5))
+
+
 def test_weights_that_cannot_be_had():
     def arch(weights=None, pretrained=False):
         raise urllib.error.URLError("no route")

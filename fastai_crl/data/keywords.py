@@ -1,7 +1,6 @@
 """The keywords of `from_csv`: its signature shows them all, and those of a call are checked."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastcore.meta import delegates
 
+from fastai_crl._checks import misspelt
 from fastai_crl.images.image_set import ImageSet
 from fastai_crl.samplers import takes
 
@@ -45,9 +45,8 @@ def check_keywords(from_csv: Callable[..., Any]) -> Callable[..., Any]:
         of_loader = {name for make in makes for name in signature(make).parameters}
         taken = {*known, *of_loader} - _TAKEN.keys()
         if unknown := sorted(kwargs.keys() - taken - {f"val_{name}" for name in of_loader}):
-            near = [_TAKEN.get(name, next(iter(get_close_matches(name, taken, n=1)), None)) for name in unknown]
-            said = [f"{k}=" + (f" (did you mean {n}=?)" if n else "") for k, n in zip(unknown, near, strict=True)]
-            raise TypeError(f"from_csv has no keyword {', '.join(said)}: see help() of it for those it has.")
+            said = misspelt(unknown, taken, _TAKEN)
+            raise TypeError(f"from_csv has no keyword {said}: see help() of it for those it has.")
         given = dict(zip(known, args, strict=False)) | kwargs
         if tables := [f"{name}=" for name, value in given.items() if isinstance(value, pd.DataFrame)]:
             raise ValueError(f"{tables[0]} is given a DataFrame: call from_df(table, path), with the other keywords.")

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastai_crl._checks import offenders
+from fastai_crl.unknown import UNKNOWN
 
 _ROUNDING = 1e-6  # beyond 0 and 1, as a mean of probabilities may be
 
@@ -103,7 +104,7 @@ def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> Truth:
             "of 0 and 1, or (n,) class indices."
         )
     targets = targets.reshape(n) if single_label else targets.reshape(shape)
-    wrong = ~np.isin(targets, np.arange(n_classes) if single_label else (0, 0.5, 1))
+    wrong = ~np.isin(targets, np.arange(n_classes) if single_label else (0, UNKNOWN, 1))
     if wrong.any():
         rule = (
             f"are class indices, 0 to {n_classes - 1}"
@@ -115,7 +116,7 @@ def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> Truth:
             offenders("Targets that are no labels", bad, f"Targets of predictions of shape {shape} {rule}.")
         )
     if not single_label:
-        return Truth(targets == 1, targets != 0.5, False)
+        return Truth(targets == 1, targets != UNKNOWN, False)
     return Truth(np.eye(n_classes, dtype=bool)[targets.astype(int)], np.ones(shape, bool), True)
 
 

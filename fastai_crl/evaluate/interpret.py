@@ -18,7 +18,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve
 from fastai_crl._checks import check_choice
 from fastai_crl.labels import label_counts, label_names
 from fastai_crl.mining.profile import within_limit
-from fastai_crl.unknown import unknown_of
+from fastai_crl.unknown import UNKNOWN, unknown_of
 
 from .decider import threshold_in_use
 from .decisions import as_array, as_probabilities, check_thresholds, decisions
@@ -84,7 +84,7 @@ class CRLInterpretation:
     # ---- tables ----
     def report(self) -> pd.DataFrame:
         """`label_report`: one row per label, with its count in training and the triplets mined."""
-        targets = self.targets.argmax(1) if self.single_label else np.where(self.known, self.targets, 0.5)
+        targets = self.targets.argmax(1) if self.single_label else np.where(self.known, self.targets, UNKNOWN)
         table = label_report(self.probs, targets, self.names, self.thresh, self.counts)
         return table if self.triplets is None else table.assign(triplets=self.triplets.sum().to_numpy())
 

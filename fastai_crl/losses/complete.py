@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastai_crl._checks import as_plain_tensor, check_choice
 from fastai_crl._fastai import activation_of
+from fastai_crl.unknown import UNKNOWN
 
 
 class CompleteLoss(nn.Module):
@@ -71,7 +72,7 @@ class CompleteLoss(nn.Module):
         return self.func(logits, targets)
 
     def _mean_of_known(self, logits: Tensor, targets: Tensor) -> Tensor:
-        known = targets != 0.5
+        known = targets != UNKNOWN
         each = as_plain_tensor(self.func(logits, targets.masked_fill(~known, 0)))  # what stands there plays no part
         if each.numel() != known.numel():
             raise ValueError(_no_entries(self.func))

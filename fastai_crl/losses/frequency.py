@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +12,6 @@ from torch import Tensor, nn
 
 from fastai_crl.labels import count_if_told
 from fastai_crl.task import single_label_if_known
-
-NO_COUNTS = (  # what crl_learner says
-    "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
-    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
-    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
-    "goes without."
-)
 
 
 def frequency_log_odds(frequency: Tensor, n: int | Tensor, single_label: bool = False) -> Tensor:
@@ -99,14 +91,6 @@ def start_at_frequency(
     return layer[0]
 
 
-def start_or_warn(model: nn.Module, counts: Tensor, n: int | Tensor) -> None:
-    """Start a model at the frequencies of its labels, or with a warning as it is."""
-    try:
-        start_at_frequency(model, counts, n)
-    except ValueError as error:
-        warnings.warn(f'{error} It starts as it is; loss_func="bce" says so without this warning.', stacklevel=3)
-
-
 def check_counts(
     name: str, counts: Any, n: Any, single_label: bool, dls: DataLoaders | None, unknown: float | None = None
 ) -> tuple[Tensor, int | Tensor]:
@@ -124,7 +108,7 @@ def check_counts(
         ValueError: they are missing, cannot be read without opening images, or do not fit.
     """
     if counts is None and dls is not None:
-        counts, n = count_if_told(dls.train, get_c(dls), unknown) or (None, None)
+        counts, n = count_if_told(dls.train, get_c(dls) or None, unknown) or (None, None)
     if counts is None or (n is None and not single_label):
         raise ValueError(
             f"{name} needs to know how common each label is: pass counts=, (C,) positives in the training set, and n=, "

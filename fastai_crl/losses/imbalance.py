@@ -115,8 +115,14 @@ def ramp(pct: float, over: float = 0.25) -> float:
 
 
 def check_schedule(schedule: Schedule | None) -> Schedule | None:
-    """`schedule`, or a ValueError if it is an array of other than one or more numbers in [0, 1]."""
-    if schedule is not None and not callable(schedule):
+    """`schedule`, or a ValueError if it is an array of other than numbers in [0, 1], or a function that gives others.
+
+    A function is tried at 101 shares of training; one that is out of range only between them is found in training.
+    """
+    if callable(schedule):
+        for pct in np.linspace(0, 1, 101):
+            scheduled(schedule, float(pct))
+    elif schedule is not None:
         try:
             factors = np.asarray(schedule, float)
         except (TypeError, ValueError):

@@ -88,7 +88,7 @@ class Reader:
         matches: whether it reads an `Input`; None: by the suffixes.
         channels: numbers of channels that one file can hold; None for any.
         threads: whether several threads may call it at once. Many decoders do not allow that, nor does `np.load` under
-            Python 3.11, whose `ast`, which reads its header, fails at random (python/cpython issue 106905).
+            Python 3.11, whose `ast`, which reads its header, fails at random (gh-106905 of CPython).
     """
 
     name: str
