@@ -166,10 +166,7 @@ class ImageSet:
         """
         ids = list(self.ids() if ids is None else ids)
         names = listing(self.folder)
-        if twice := [i for i, n in Counter(ids).items() if n > 1]:
-            raise ValueError(
-                offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows.")
-            )
+        check_once(ids)
         wanted = [self.names(i) for i in ids]
         self._require([f for w in wanted for f in w], names)
         with ThreadPoolExecutor() as pool:  # more than there are cores: they wait for a disk side by side
@@ -198,6 +195,19 @@ class ImageSet:
             )
         return Counter(sizes)
 
+    def unreadable(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return those of `ids` whose image `open` cannot read, each with the reason; every file is decoded."""
+
+        def why(id_: str) -> str | None:
+            try:
+                self.open(id_)
+            except (ValueError, OSError) as e:
+                return str(e)
+
+        ids = list(ids)
+        with ThreadPoolExecutor() as pool:
+            return {i: reason for i, reason in zip(ids, pool.map(why, ids), strict=True) if reason is not None}
+
     def _probe(self, files: list[str]) -> tuple[list[tuple[int, int]], list[str]]:
         """Return (height, width) of the readable files of an image, and the names of the others with the reason."""
         sizes, damaged = [], []
@@ -218,6 +228,12 @@ class ImageSet:
             if there := [form for form in ("NFC", "NFD") if unicodedata.normalize(form, missing[0]) in names]:
                 fix = f"They are there in another Unicode form: unicodedata.normalize({there[0]!r}, id)."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
+
+
+def check_once(ids: Iterable[str]) -> None:
+    """Raise ValueError for ids that occur more than once."""
+    if twice := [i for i, n in Counter(ids).items() if n > 1]:
+        raise ValueError(offenders("Duplicate ids", twice, "Every id must occur once: merge or drop the extra rows."))
 
 
 def check_images(images: Any) -> ImageSet:

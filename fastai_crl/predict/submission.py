@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from fastai_crl.distributed import process_rank
 from fastai_crl.evaluate.decider import threshold_in_use
 from fastai_crl.evaluate.decisions import check_thresholds, decide
 from fastai_crl.evaluate.predictions import predict_probabilities
-from fastai_crl.images.image_set import ImageSet
+from fastai_crl.images.image_set import ImageSet, check_once
 from fastai_crl.task import is_single_label
 
 from .parts import Parts
@@ -47,6 +49,7 @@ def write_submission(
     at_least_one: bool = True,
     bs: int | None = None,
     num_workers: int | None = None,
+    skip_unreadable: bool = False,
 ) -> pd.DataFrame | None:
     """Predict every image of a folder and write a csv in Kaggle's form: `Id,Predicted`, labels separated by spaces.
 
@@ -77,14 +80,16 @@ def write_submission(
         at_least_one: an image that reaches no threshold gets its likeliest label; False leaves it without.
         bs: images of a batch. Default, of the next too: as for validation.
         num_workers: processes that load images.
+        skip_unreadable: leave out images that lack a file or hold a damaged one, with a warning, and list them with the
+            reason: for submission.csv in submission_skipped.csv, `Id,Why`. Default: such an image is an error.
 
     Returns:
         DataFrame of `Id`, `Predicted`, in the order of the ids; None in other processes than the first.
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or a channel missing.
-        ValueError: loaders other than multi-channel ones, an unreadable image, thresholds that do not fit, labels that
-            hold the delimiter, values that are no probabilities.
+        ValueError: loaders other than multi-channel ones, an unreadable image, or none that is readable, thresholds
+            that do not fit, labels that hold the delimiter, values that are no probabilities.
         PermissionError: what lies at the folder's name is a link, or may be written to by others.
         OSError: the disk is full.
         RuntimeError: another process writes the same file.
@@ -105,19 +110,27 @@ def write_submission(
         raise ValueError(offenders("Labels that hold the delimiter", list(map(repr, bad)), fix))
     cuts = check_thresholds(threshold_in_use(learn) if thresh is None else thresh, len(vocab), vocab)
     images = learn.dls.images.with_(folder=folder)
-    ids = [ids] if isinstance(ids, str) else list(images.ids(subfolders) if ids is None else map(str, ids))
+    if ids is None:
+        ids = images.found_ids(subfolders) if skip_unreadable else images.ids(subfolders)
+    ids = [ids] if isinstance(ids, str) else list(map(str, ids))
     if not ids:
-        raise ValueError("ids= holds no id: there is nothing to predict.")
-    images.check(ids)
+        raise ValueError(f"ids= holds no id, or {images.folder} no image: there is nothing to predict.")
+    if skip_unreadable:
+        check_once(ids)
+    else:
+        images.check(ids)
     fname = Path(fname)
     fname.parent.mkdir(parents=True, exist_ok=True)
     if fname.is_dir():
         raise ValueError(f"fname={str(fname)!r} is a folder: give the name of a file in it, such as submission.csv.")
-    prefixes = [images.folder / i for i in ids]
     bs = learn.dls.valid.bs if bs is None else bs
     loading = {"bs": bs} | ({} if num_workers is None else {"num_workers": num_workers})
     with learn.no_bar() if hasattr(learn, "progress") else nullcontext():
-        first = learn.dls.test_dl(prefixes[:1], bs=1, num_workers=0).one_batch()[0]
+        # Of images that may be skipped, any readable one shows what the transforms do.
+        readable = (i for i in ids if not (skip_unreadable and images.unreadable([i])))
+        if (one := next(readable, None)) is None:
+            raise ValueError(offenders(f"Images in {images.folder} that cannot be read", ids, "No other is there."))
+        first = learn.dls.test_dl([images.folder / one], bs=1, num_workers=0).one_batch()[0]
         depends_on = (ids, _files(images, ids), vocab, first, bs, tta, *_network(learn, len(vocab), single_label))
         parts = Parts(fname, depends_on)
         # Whole batches, the same as in a run that was never interrupted: their results agree to the last bit.
@@ -126,19 +139,49 @@ def write_submission(
         with parts.open(resume):
             todo = [k for k, part in enumerate(rows) if parts.read(k, len(ids[part]), len(vocab)) is None]
             for k in progress_bar(todo, leave=False) if progress else todo:
-                dl = learn.dls.test_dl(prefixes[rows[k]], **loading)
-                parts.write(k, predict_probabilities(learn, dl=dl, predict=tta, rows=ids[rows[k]])[0].numpy())
+                parts.write(k, _predict(learn, images, ids[rows[k]], tta, loading, skip_unreadable))
             probs = np.concatenate([parts.read(k, len(ids[part]), len(vocab)) for k, part in enumerate(rows)])
+            skipped = images.unreadable([i for i, row in zip(ids, probs, strict=True) if np.isnan(row).all()])
+            kept = np.array([i not in skipped for i in ids])
+            ids, probs = list(compress(ids, kept)), probs[kept]
             chosen = decide(probs, cuts, at_least_one, single_label)
             labels = np.array(vocab)
             table = pd.DataFrame({"Id": ids, "Predicted": [delim.join(labels[row]) for row in chosen]})
             every = pd.DataFrame(probs, columns=vocab)
             every.insert(0, "Id", ids, allow_duplicates=True)
             stem = fname.stem if fname.suffix == ".csv" else fname.name
-            for file, frame in ((fname.with_name(f"{stem}_probs.csv"), every), (fname, table)):
+            frames = {fname.with_name(f"{stem}_probs.csv"): every, fname: table}
+            if skip_unreadable:
+                listed = fname.with_name(f"{stem}_skipped.csv")
+                frames[listed] = pd.DataFrame({"Id": list(skipped), "Why": list(skipped.values())})
+            for file, frame in frames.items():
                 replace_file(file, lambda f, frame=frame: frame.to_csv(f, mode="wb", index=False), aside=parts.folder)
             parts.remove()
+    if skipped:
+        fix = f"They are not in {fname}; {listed} says why."
+        warnings.warn(offenders("Images that cannot be read were left out", list(skipped), fix), stacklevel=2)
     return table
+
+
+def _predict(
+    learn: Learner, images: ImageSet, ids: list[str], tta: Callable[..., Any] | None, loading: dict, skip: bool
+) -> np.ndarray:
+    """Return probabilities (n, C); with `skip` rows of NaN for images that cannot be read."""
+
+    def of(these: list[str]) -> np.ndarray:
+        dl = learn.dls.test_dl([images.folder / i for i in these], **loading)
+        return predict_probabilities(learn, dl=dl, predict=tta, rows=these)[0].numpy()
+
+    try:
+        return of(ids)
+    except Exception:
+        if not skip or not (bad := images.unreadable(ids)):
+            raise
+    readable = [i not in bad for i in ids]
+    probs = np.full((len(ids), len(learn.dls.vocab)), np.nan, np.float32)
+    if any(readable):
+        probs[readable] = of(list(compress(ids, readable)))
+    return probs
 
 
 def _delim_of(dls: Any) -> str:
@@ -149,8 +192,8 @@ def _delim_of(dls: Any) -> str:
 
 # ---- what predictions depend on ----
 def _files(images: ImageSet, ids: list[str]) -> list[tuple[Any, ...]]:
-    """Return which files hold the images, and what changes when one of them does."""
-    files = [(str(f), f.stat()) for i in ids for f in images.files(i)]
+    """Return which files hold the images, and what changes when one of them does; those that are missing do not."""
+    files = [(str(f), f.stat()) for i in ids for f in images.files(i) if f.exists()]
     return [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in files]
 
 

@@ -290,6 +290,58 @@ def test_a_killed_process_is_continued_with_the_same_result(plain, many, tmp_pat
     assert (tmp_path / "s_probs.csv").read_bytes() == (tmp_path / "whole_probs.csv").read_bytes()
 
 
+@pytest.fixture
+def spoilt(many, tmp_path) -> tuple[Path, list[str]]:
+    """A copy of `many` in which the first image lacks a file, another is damaged within, and a whole part truncated."""
+    folder = Path(shutil.copytree(many, tmp_path / "spoilt"))
+    ids = sorted({f.name.rsplit("_", 1)[0] for f in folder.iterdir()})
+    (folder / f"{ids[0]}_red.png").unlink()
+    raw = bytearray((folder / f"{ids[5]}_green.png").read_bytes())
+    raw[60] ^= 255  # header and end are intact
+    (folder / f"{ids[5]}_green.png").write_bytes(raw)
+    for i in ids[16:24]:
+        file = folder / f"{i}_blue.png"
+        file.write_bytes(file.read_bytes()[:-20])
+    return folder, [ids[k] for k in (0, 5, *range(16, 24))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_and_listed(plain, many, spoilt, tmp_path, small_parts, workers):
+    whole = write_submission(plain, many, tmp_path / "whole.csv")
+    folder, bad = spoilt
+    with pytest.warns(UserWarning, match=rf"left out \(10 in all\): {bad[0]}, {bad[1]}, .*s_skipped\.csv says why"):
+        table = write_submission(plain, folder, tmp_path / "s.csv", num_workers=workers, skip_unreadable=True)
+    assert table.equals(whole[~whole.Id.isin(bad)].reset_index(drop=True)) and not left(tmp_path)
+    skipped = pd.read_csv(tmp_path / "s_skipped.csv").set_index("Id").Why
+    assert list(skipped.index) == bad and skipped.str.contains(r"_(?:red|green|blue)\.png").all()
+    assert list(read_probs(tmp_path / "s_probs.csv").index) == list(table.Id)
+
+
+def test_skipping_goes_on_after_a_kill_and_skips_nothing_else(plain, many, spoilt, tmp_path, small_parts):
+    folder, bad = spoilt
+    with pytest.warns(UserWarning, match="left out"):
+        whole = write_submission(plain, folder, tmp_path / "whole.csv", skip_unreadable=True)
+    cb = Count(stop_after=20)
+    plain.add_cb(cb)
+    with pytest.raises(KeyboardInterrupt):
+        write_submission(plain, folder, tmp_path / "s.csv", skip_unreadable=True)
+    plain.remove_cb(cb)
+    assert left(tmp_path)
+    with pytest.warns(UserWarning, match="10 in all"):
+        assert write_submission(plain, folder, tmp_path / "s.csv", skip_unreadable=True).equals(whole)
+    with pytest.raises(FileNotFoundError, match=f"{bad[0]}_red.png"):
+        write_submission(plain, folder, tmp_path / "s.csv")
+    with pytest.raises(ValueError, match="cannot be read"):
+        write_submission(plain, folder, tmp_path / "s.csv", ids=bad, skip_unreadable=True)
+    with pytest.raises(ValueError, match="Duplicate ids"):
+        write_submission(plain, many, tmp_path / "s.csv", ids=bad[:1] * 2, skip_unreadable=True)
+    # Nothing to skip: the list is empty, and an error that no file causes stays one.
+    write_submission(plain, many, tmp_path / "s.csv", skip_unreadable=True)
+    assert (tmp_path / "s_skipped.csv").read_text().strip() == "Id,Why"
+    with pytest.raises(ZeroDivisionError):
+        write_submission(plain, many, tmp_path / "s.csv", tta=lambda learn, dl: 1 / 0, skip_unreadable=True)
+
+
 def test_test_time_augmentation(plain, many, tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "PART", 24)
     seen = []
