@@ -24,6 +24,13 @@ def misspelt(unknown: Sequence[str], known: Collection[str], meant: Mapping[str,
     return ", ".join(f"{name}=" + (f" (did you mean {near[name]}=?)" if near[name] else "") for name in unknown)
 
 
+def check_keywords(name: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise TypeError for keywords of the function `name` that are not known; names the nearest."""
+    if unknown := sorted(set(given) - set(known)):
+        said = misspelt(unknown, known, {"kappa": "k"})
+        raise TypeError(f"{name} has no keyword {said}: see help({name}).")
+
+
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")
@@ -170,13 +177,13 @@ def checked_targets(scores: Tensor, targets: Tensor, name: str = "logits") -> tu
     if targets.is_complex() or (targets.ndim == 1 and (targets.is_floating_point() or targets.dtype == torch.bool)):
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit no task: give (n, C) values in [0, 1], "
-            "or (n,) integer class indices."
+            "or (n,) integer class indices (targets.long(), a CategoryBlock)."
         )
     if scores.shape[0] == 0:
         return scores, targets
     top = 1 if targets.ndim == 2 else scores.shape[1] - 1
     rule = f"targets must be in [0, {top}]" + (
-        " (0/1, or fractions)" if targets.ndim == 2 else f": class indices of {top + 1} classes"
+        " (0/1, or fractions)" if targets.ndim == 2 else f": class indices of {top + 1} classes, the network's outputs"
     )
     lowest, highest = targets.detach().aminmax()
     try:

@@ -261,6 +261,17 @@ def rebuild(learn: Any, kind: type[Learner], cbs: Any) -> Any:
     return made
 
 
+def renew_optimizer(learn: Learner) -> None:
+    """Have a learner's optimizer, if it has one, made anew of the parameters that there are now, as frozen as before.
+
+    `freeze` makes it, and so a pretrained network has one before its first fit.
+    """
+    if learn.opt is not None:
+        frozen = learn.opt.frozen_idx
+        learn.create_opt()
+        learn.freeze_to(frozen)
+
+
 class _Part(Subset):
     """Some items of a data set, with all else that it has."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.torch_core import default_device
 from torch import Tensor, nn
 
-from fastai_crl._checks import Batch, as_plain_tensor, checked_targets, one_column
+from fastai_crl._checks import Batch, as_plain_tensor, check_keywords, checked_targets, one_column
 from fastai_crl._fastai import (
     CaughtEmbedding,
     add_columns,
@@ -29,10 +30,12 @@ from fastai_crl._fastai import (
 from fastai_crl.distributed import gather_rows, n_processes, scale_gradient
 from fastai_crl.labels import UnknownLabelsError, count_labels, label_names, shown_names
 from fastai_crl.losses.crl import CRL
-from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, split_shift
+from fastai_crl.losses.crl_loss import CRLLoss, Shift, base_shift, check_takes_logits, split_shift
 from fastai_crl.losses.imbalance import Schedule, SeenLabels, check_alpha, check_schedule, mix, omega, scheduled
 from fastai_crl.mined import NOTHING, Epoch, plot_table, table_of
 from fastai_crl.unknown import hardened, unknown_of
+
+_OPTIONS = frozenset(inspect.signature(CRL).parameters)  # of the term
 
 
 @dataclass
@@ -87,9 +90,11 @@ class CRLCallback(Callback):
     Raises:
         ValueError: at once, alpha, schedule or options out of range, a learner that has a `CRLCallback`, a callback
             that has a learner; when training starts, a learner whose loss is a `CRLLoss`, which has the term already,
-            for instance level a model without a `nn.Linear`, and an empty training set; in a batch, targets out of
+            for instance level a model without a `nn.Linear`, a loss of probabilities, as `nn.BCELoss` is, and an empty
+            training set; in a batch, targets out of
             range, and a factor of α that is so there alone.
-        TypeError: a term that is no `CRL`.
+        TypeError: a term that is no `CRL`; a keyword that nothing takes, with the nearest.
+        AttributeError: an option of `CRL` set on the callback; alpha and schedule may be set between fits.
     """
 
     order, run_valid = 5, False  # after MixUp (0), before anything that scales the loss (GradientAccumulation, 6)
@@ -112,7 +117,8 @@ class CRLCallback(Callback):
         follows, own = split_shift(shift)
         if term is not None and own is not None:
             raise ValueError(f"term={type(term).__name__} has its options already: give shift to it.")
-        self.alpha, self.schedule = check_alpha(alpha), check_schedule(schedule)
+        check_keywords("CRLCallback", crl, _OPTIONS | {"alpha", "schedule", "gather", "embedding"})
+        self.alpha, self.schedule = alpha, schedule
         self.gather, self.embedding = gather, embedding
         self.term = CRL(shift=own, **crl) if term is None else term
         self.follows_base = follows and self.term.shift is None
@@ -126,6 +132,13 @@ class CRLCallback(Callback):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "learn":
             self._change_learner(value)
+        elif name in _OPTIONS:
+            raise AttributeError(
+                f"{name}={value!r}: the options of CRL are given when the callback is made, CRLCallback({name}=...). "
+                "Put a new one in place of this: learn.remove_cb(learn.crl), learn.add_cb(...)."
+            )
+        elif name in ("alpha", "schedule"):
+            value = check_alpha(value) if name == "alpha" else check_schedule(value)
         super().__setattr__(name, value)
 
     # ---- coming and going ----
@@ -143,8 +156,8 @@ class CRLCallback(Callback):
             )
         if any(isinstance(cb, CRLCallback) for cb in learn.cbs):
             raise ValueError(
-                "The learner has a CRLCallback already, learn.crl, and two would both rectify: change that one, or "
-                "take it out first (learn.remove_cb(learn.crl))."
+                "The learner has a CRLCallback already, learn.crl, and two would both rectify: take that one out first "
+                "(learn.remove_cb(learn.crl))."
             )
         guard_fit(learn, self._fit)
 
@@ -205,15 +218,17 @@ class CRLCallback(Callback):
         dataset = getattr(self.learn.dls.train, "dataset", None)
         if hasattr(dataset, "__len__") and not len(dataset) and not len(self.learn.dls.train):
             raise ValueError(
-                "The training set of the learner is empty, as an export that failed leaves it: nothing would be "
-                "trained. Give the loaders back, learn.dls = dls."
+                "The training set of the learner is empty, as in a learner from an export: nothing would be trained. "
+                "Give it loaders, learn.dls = dls."
             )
         if now.hook is None and self.term.level == "instance" and self.alpha != 0:
             self.caught.refuse(self.learn.model)
+        check_takes_logits(now.base_loss)
         if self.alpha != 0 and not now.is_search and (names := watchers(self.learn, "valid_loss")):
+            has_it = "mean_ap" in (m.name for m in self.learn.metrics)
             warnings.warn(
-                f"{', '.join(names)} goes by valid_loss, which CRL may raise while rare labels get better: pass one of "
-                'the metrics, such as monitor="mean_ap".',
+                f"CRL may raise valid_loss, which decides for {', '.join(names)}, while rare labels get better: pass "
+                'monitor="mean_ap"' + ("." if has_it else ", and give the learner metrics=MeanAP()."),
                 stacklevel=2,
             )
         now.started = True

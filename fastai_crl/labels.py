@@ -78,6 +78,10 @@ def _labels_and_gaps(
         targets = targets.toarray() if sparse.issparse(targets) else _as_array(targets)
         targets = half_if_unknown(torch.from_numpy(targets), unknown)
     labels = as_labels(targets, n_classes, at_least)[rows]
+    if not labels.shape[0]:
+        raise UnknownLabelsError(
+            "The data set is empty, as that of a learner from an export is: give the loaders of the training."
+        )
     gaps = None if unknown is None or targets.ndim != 2 else (targets == UNKNOWN).numpy()[rows].sum(0)
     return labels, gaps if gaps is not None and gaps.any() else None
 

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
+from fastai_crl._checks import check_keywords
 from fastai_crl._fastai import labels_beside_weights, rebuild
 from fastai_crl.callback import CRLCallback
 from fastai_crl.evaluate.decider import (
@@ -45,18 +46,17 @@ from fastai_crl.network import (
     NO_COUNTS,
     ByteImages,
     check_arch,
-    check_keywords,
     check_loss,
     downloading,
     start_or_warn,
 )
 from fastai_crl.predict import show_predictions, write_report
 from fastai_crl.stem import StemSplitter, spread_rgb
-from fastai_crl.task import is_single_label
+from fastai_crl.task import check_dls, is_single_label
 from fastai_crl.unknown import UnknownTargets, check_unknown, unknown_of
 
 _CRL_OPTIONS = tuple(inspect.signature(CRL).parameters)
-_KEYWORDS = {*_CRL_OPTIONS, *inspect.signature(vision_learner).parameters}
+KEYWORDS = {*_CRL_OPTIONS, *inspect.signature(vision_learner).parameters}
 
 
 class CRLLearner(Learner):
@@ -229,8 +229,9 @@ def crl_learner(
             entries out, or, when training starts, with MixUp or CutMix.
     """
     check_arch(arch)
+    check_dls(dls)
     if not isinstance(arch, str):  # timm's networks have keywords of their own
-        check_keywords(kwargs, _KEYWORDS)
+        check_keywords("crl_learner", kwargs, KEYWORDS)
     n_in, single_label, n_labels, is_bytes = _look(dls)
     options = {name: kwargs.pop(name) for name in _CRL_OPTIONS if name in kwargs}
     given = [*options, *["alpha"] * (alpha is not None), *["schedule"] * (schedule is not None)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -12,14 +12,12 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
-from fastai_crl._checks import misspelt
 from fastai_crl.losses import start_at_frequency
 
 NO_COUNTS = (
     "The labels of dls cannot be counted, so that crl_learner trains with plain cross entropy, from one half for every "
-    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn.model, counts, n) "
-    'and learn.opt = None; for one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" '
-    "goes without."
+    "label, which learns rare labels less well. {} Or, for several labels, start_at_frequency(learn, counts, n); for "
+    'one per image, loss_func=make_loss("logit_adjusted", counts). loss_func="bce" or "ce" goes without.'
 )
 _OF_ONE = (nn.CrossEntropyLoss, nn.NLLLoss)  # one class per image
 _OF_SEVERAL = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss, nn.MultiLabelMarginLoss)
@@ -49,13 +47,6 @@ def check_arch(arch: Any) -> None:
     near = get_close_matches(arch, timm.list_models(), n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     raise ValueError(f'arch="{arch}" is no name of a timm model{hint}: timm.list_models() has them all.')
-
-
-def check_keywords(given: Collection[str], known: Collection[str]) -> None:
-    """Raise TypeError for a keyword that is not known; names the nearest."""
-    if unknown := sorted(set(given) - set(known)):
-        said = misspelt(unknown, known)
-        raise TypeError(f"crl_learner has no keyword {said}: see help() of it, and of vision_learner.")
 
 
 def check_loss(loss_func: Any, single_label: bool) -> None:

@@ -30,6 +30,12 @@ def is_single_label(source: Any, n_classes: int | None = None) -> bool:
     return not str(source.dtype).removeprefix("torch.").startswith(("float", "bfloat", "bool"))
 
 
+def check_dls(dls: Any) -> None:
+    """Raise ValueError for what are no data loaders, such as a learner."""
+    if not isinstance(dls, DataLoaders):
+        raise ValueError(f"dls is a {type(dls).__name__}: give DataLoaders, those of a learner are learn.dls.")
+
+
 def single_label_if_known(dls: Any) -> bool | None:
     """Return whether the transforms of the targets make class indices; None where they do not show it."""
     encoders = transforms(pipelines(dls)[-1]) if pipelines(dls) else []

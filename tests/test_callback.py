@@ -22,12 +22,12 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Te
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.losses import BCELossFlat, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
 from fastai_crl.callback import CRLCallback
-from fastai_crl.evaluate.metrics import MacroF1
+from fastai_crl.evaluate.metrics import MacroF1, MeanAP
 from fastai_crl.losses import CRL, CRLLoss, imbalance, make_loss
 from fastai_crl.losses.imbalance import ramp
 
@@ -746,7 +746,7 @@ def test_targets_are_checked_in_the_first_batch(tmp_path, value, options):
 def test_class_indices_are_checked_before_the_base_loss(tmp_path):
     learn = make_learner(tmp_path, CRLCallback(), single_label=True)
     learn.dls.train.dataset.tensors[1][3] = -1
-    with pytest.raises(ValueError, match="class indices of 6 classes; item 3 of the batch has -1"):
+    with pytest.raises(ValueError, match="6 classes, the network's outputs; item 3 of the batch has -1"):
         learn.fit(1)
 
 
@@ -842,13 +842,51 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, options):
 def test_who_goes_by_the_loss_is_warned(tmp_path, watcher):
     "CRL may raise the validation loss while rare labels get better."
     learn = make_learner(tmp_path, CRLCallback(criterion="ranking"), metrics=MacroF1())
-    with pytest.warns(UserWarning, match=rf"{watcher.__name__} goes by valid_loss.*monitor=\"mean_ap\""):
+    said = rf"raise valid_loss, which decides for {watcher.__name__}.*pass monitor=\"mean_ap\""
+    with pytest.warns(UserWarning, match=rf"{said}, and give the learner metrics=MeanAP\(\)\."):
         learn.fit(1, cbs=watcher())
+    with pytest.warns(UserWarning, match=rf"{said}\."):
+        make_learner(tmp_path, CRLCallback(), metrics=MeanAP()).fit(1, cbs=watcher())
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         learn.fit(1, cbs=watcher(monitor="macro_f1"))
         learn.fit(1, cbs=SaveModelCallback(every_epoch=True))
         make_learner(tmp_path, CRLCallback(alpha=0)).fit(1, cbs=watcher())
+
+
+def test_what_is_changed_on_a_callback_is_checked_as_at_the_start(tmp_path):
+    learn = make_learner(tmp_path, CRLCallback(alpha=0.5, schedule=full))
+    for alpha in (3, -1, float("nan"), "Auto"):
+        with pytest.raises(ValueError, match="alpha="):
+            learn.crl.alpha = alpha
+    with pytest.raises(ValueError, match="schedule"):
+        learn.crl.schedule = [2.0]
+    for name, value in (("k", 1), ("criterion", "absolute")):
+        with pytest.raises(AttributeError, match=rf"CRLCallback\({name}=\.\.\.\)"):
+            setattr(learn.crl, name, value)
+    learn.crl.alpha = 0.25
+    learn.fit(1)
+    assert set(learn.crl.alphas) == {0.25}
+
+
+def test_a_misspelt_keyword_is_named():
+    with pytest.raises(TypeError, match=r"CRLCallback has no keyword critrion= \(did you mean criterion=\?\)"):
+        CRLCallback(critrion="ranking")
+    with pytest.raises(TypeError, match=r"kappa= \(did you mean k=\?\)"):
+        CRLCallback(kappa=3)
+
+
+@pytest.mark.parametrize("loss", [nn.BCELoss(), BCELossFlat()])
+def test_a_loss_of_probabilities_is_refused(tmp_path, loss):
+    "CRL would take the sigmoid of a sigmoid."
+    model = nn.Sequential(make_model(), nn.Sigmoid())
+    learn = make_learner(tmp_path, CRLCallback(), model=model)
+    learn.loss_func = loss
+    learn.validate()
+    with pytest.raises(ValueError, match=r"BCELoss takes the outputs.*as they are.*BCEWithLogitsLossFlat"):
+        learn.fit(1)
+    with pytest.raises(ValueError, match="BCELoss takes the outputs"):
+        CRLLoss(loss, single_label=False)
 
 
 def test_a_fit_without_data_is_refused(tmp_path):

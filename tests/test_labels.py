@@ -9,7 +9,7 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, ColReader, IndexSplitter, ItemGetter, RegexLabeller, parent_label
-from fastai.learner import Learner
+from fastai.learner import Learner, load_learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.tabular.data import TabularDataLoaders
 from torch import nn
@@ -347,3 +347,12 @@ def test_a_list_for_a_data_set_does_not_tell():
     for source in (items, torch.utils.data.DataLoader(items)):
         with pytest.warns(UserWarning, match="A list does not tell its labels"):
             assert label_counts(source) is None
+
+
+def test_an_export_has_no_labels_to_tell(hpa_dls, tmp_path):
+    Learner(hpa_dls, nn.Linear(1, 1), path=tmp_path, loss_func=BCEWithLogitsLossFlat()).export()
+    dls = load_learner(tmp_path / "export.pkl").dls
+    with pytest.raises(UnknownLabelsError, match=r"empty, as that of a learner from an export"):
+        read_labels(dls)
+    with pytest.warns(UserWarning, match="from an export"):
+        assert label_counts(dls) is None

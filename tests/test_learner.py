@@ -262,7 +262,7 @@ def test_loss_by_name(hpa_dls, single_label_dls):
     learn = crl_learner(hpa_dls, xresnet18, loss_func="weighted_bce")
     assert learn.loss_func.func.pos_weight.shape == (hpa_dls.c,)
     assert crl_learner(single_label_dls, xresnet18, loss_func="focal").loss_func.func.gamma == 2
-    with pytest.raises(ValueError, match="loss of a single-label task='bce' is unknown"):
+    with pytest.raises(ValueError, match="'bce' is a loss of the other kind of task: use one of 'ce'"):
         crl_learner(single_label_dls, xresnet18, loss_func="bce")
 
 

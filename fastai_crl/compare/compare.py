@@ -14,6 +14,7 @@ from fastprogress.fastprogress import progress_bar
 
 from fastai_crl._checks import whole_number
 from fastai_crl.learner import CRLLearner
+from fastai_crl.task import check_dls
 
 from .answer import Comparison
 from .arm import Arm, Fit, Outcome, as_text
@@ -77,7 +78,8 @@ def compare_learners(
         >>> found: Comparison = compare_learners(arms, dls, minutes=5, epochs=3)  # doctest: +SKIP
         >>> print(found.advice)  # doctest: +SKIP
     """
-    if len(arms) < 2:
+    check_dls(dls)
+    if len(check_arms(arms)) < 2:
         raise ValueError(f"arms holds {len(arms)}: give two or more, the first is what the others are compared with.")
     whole_number("seeds", seeds, 1, "give a whole number, at least 1")
     if not minutes > 0:
@@ -89,6 +91,18 @@ def compare_learners(
     runs = Runs(Path(out), _KEY, [*MEASURES, "seconds"], ("weights", "measured"))
     with runs.alone():
         return _Rounds(runs, [Arm(*arm) for arm in arms.items()], Data(dls, dl), fit, fit_text, rates, minutes)(seeds)
+
+
+def check_arms(arms: Any) -> Mapping[str, Any]:
+    """Return `arms`; ValueError for what is no mapping from names to functions, or None for one that is left out."""
+    if not isinstance(arms, Mapping) or any(
+        not (arm is None or callable(arm)) or isinstance(arm, Learner) for arm in arms.values()
+    ):
+        raise ValueError(
+            "arms= takes a dict from a name to a function of data loaders that makes a learner, such as "
+            "{'mine': lambda dls: vision_learner(dls, resnet18)}: each run needs a new one."
+        )
+    return arms
 
 
 def _one_cycle(epochs: int | None) -> Fit:

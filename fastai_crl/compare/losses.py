@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,15 @@ from fastcore.meta import delegates
 from torch import nn
 from torchvision.models import resnet34
 
-from fastai_crl.learner import CRLLearner, crl_learner
+from fastai_crl._checks import check_keywords
+from fastai_crl.learner import KEYWORDS, CRLLearner, crl_learner
 from fastai_crl.losses import start_at_frequency
 from fastai_crl.losses.imbalance import Schedule  # noqa: F401, the signature of compare_losses names it
-from fastai_crl.task import is_single_label
+from fastai_crl.task import check_dls, is_single_label
 
 from .answer import Comparison
 from .arm import Fit
-from .compare import compare_learners
+from .compare import check_arms, compare_learners
 
 
 @dataclass
@@ -40,8 +42,7 @@ class LossArm:
     def __call__(self, dls: DataLoaders) -> CRLLearner:
         learn = crl_learner(dls, self.arch, **self.options)
         if self.start:
-            start_at_frequency(learn.model, dls=dls, pos_weight=learn.loss_func.func.pos_weight)
-            learn.opt = None
+            start_at_frequency(learn, pos_weight=learn.loss_func.func.pos_weight)
         return learn
 
     @property
@@ -51,8 +52,7 @@ class LossArm:
         options = "".join(f", {k}={v!r}" for k, v in self.options.items())
         code = f"learn = crl_learner(dls, {repr(arch) if isinstance(self.arch, str) else arch}{options})"
         if self.start:
-            weights = "learn.loss_func.func.pos_weight"
-            code += f"; start_at_frequency(learn.model, dls=dls, pos_weight={weights}); learn.opt = None"
+            code += "; start_at_frequency(learn, pos_weight=learn.loss_func.func.pos_weight)"
         return code
 
 
@@ -120,13 +120,22 @@ def compare_losses(
         A `Comparison`.
 
     Raises:
-        ValueError: loss_func, alpha or n_epoch, which arms have of their own; see `compare_learners`, `crl_learner`.
+        TypeError: a keyword that nothing takes; names the nearest.
+        ValueError: None for an arm that there is not; loss_func, alpha or n_epoch, which arms have of their own; see
+            `compare_learners`, `crl_learner`.
     """
     if own := sorted({"loss_func", "alpha", "n_epoch"} & set(kwargs)):
         raise ValueError(
             f"{', '.join(own)}: each arm has its own; give an arm of yours, arms={{'mine': ...}}, or epochs=."
         )
-    made = loss_arms(arch, is_single_label(dls), pretrained=pretrained, **kwargs) | dict(arms or {})
+    check_dls(dls)
+    if not isinstance(arch, str):
+        known = {*inspect.signature(compare_losses).parameters, *KEYWORDS}
+        check_keywords("compare_losses", kwargs, known)
+    made = loss_arms(arch, is_single_label(dls), pretrained=pretrained, **kwargs)
+    if strange := [name for name, arm in check_arms(arms or {}).items() if arm is None and name not in made]:
+        raise ValueError(f"arms={strange} are None, to be left out, and are no arms here: there are {list(made)}.")
+    made |= arms or {}
     chosen = {name: arm for name, arm in made.items() if arm is not None}
     epochs = 10 if epochs is None else epochs
     fit = FineTune(epochs, lrs is not None) if fit is None and pretrained else fit

@@ -32,13 +32,14 @@ def set_thresholds(learn: Learner, thresholds: float | ArrayLike | Mapping[Any, 
 
     Args:
         learn: its loss function is replaced.
-        thresholds: one number, (C,), or a mapping or Series from each label of the vocab, in [0, 1].
+        thresholds: one number, (C,), or a mapping or Series from each label of the vocab, in [0, 1]; or what
+            `fit_thresholds` returned.
 
     Raises:
         ValueError: what `check_thresholds` raises; a multi-label loss function that decides without thresholds.
     """
     vocab = labels_of(learn.dls)
-    values = check_thresholds(thresholds, len(vocab) if vocab else None, vocab)
+    values = check_thresholds(getattr(thresholds, "thresholds", thresholds), len(vocab) if vocab else None, vocab)
     learn.loss_func = deciding_by(values, vocab, learn.loss_func, is_single_label(learn.dls))
 
 

@@ -77,8 +77,10 @@ class CRLInterpretation:
         probs, targets = predict_probabilities(learn, dl=dl, need_targets=True)
         n_classes, thresh = probs.shape[1], threshold_in_use(learn)
         triplets = learn.crl.counts_frame() if hasattr(learn, "crl") and learn.crl.history else None
-        counts = label_counts(learn.dls.train, n_classes, unknown_of(learn))
-        n_train = None if counts is None else len(learn.dls.train.dataset)
+        train = learn.dls.train.dataset
+        is_export = hasattr(train, "__len__") and not len(train)
+        counts = None if is_export else label_counts(train, n_classes, unknown_of(learn))
+        n_train = None if counts is None else len(train)
         return cls(probs, targets, label_names(learn.dls, n_classes), counts, n_train, thresh, dl, triplets)
 
     # ---- tables ----

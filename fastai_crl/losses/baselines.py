@@ -13,7 +13,6 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from fastai_crl._checks import check_choice
 from fastai_crl.task import single_label_if_known
 
 from .complete import CompleteLoss, complete
@@ -158,7 +157,9 @@ def make_loss(
         single_label = name not in _MULTI
     kind = "single-label" if single_label else "multi-label"
     table = _SINGLE if single_label else _MULTI
-    check_choice(f"loss of a {kind} task", name, tuple(table))
+    if name not in table:
+        what = "is a loss of the other kind of task" if name in _MULTI | _SINGLE else "is unknown"
+        raise ValueError(f"{name!r} {what}: use one of {', '.join(map(repr, table))}, which are {kind}.")
     make = table[name]
     if "counts" in inspect.signature(make).parameters:
         options["counts"], options["n"] = check_counts(name, counts, n, single_label, dls, unknown)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastcore.basics import noop
 from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, check_choice, checked_targets, features_of
+from fastai_crl._fastai import activation_of
 
 from .complete import complete
 from .crl import CRL
@@ -40,8 +42,9 @@ class CRLLoss(nn.Module):
         `(logits, targets, features=None) -> scalar`, see `CRL`.
 
     Raises:
-        ValueError: alpha neither `"auto"` nor in [0, 1]; what `CRL` and `imbalance` raise; targets that do not fit or
-            are out of range. A batch whose logits are not finite is left to the base loss.
+        ValueError: alpha neither `"auto"` nor in [0, 1]; a base loss of probabilities, as `nn.BCELoss` is; what `CRL`
+            and `imbalance` raise; targets that do not fit or are out of range. A batch whose logits are not finite is
+            left to the base loss.
 
     Example:
         >>> import torch
@@ -100,6 +103,7 @@ class CRLLoss(nn.Module):
         self.single_label = single_label
         if self.base_loss is None:
             self.base_loss = default_base_loss(single_label)
+        check_takes_logits(self.base_loss)
         self.base_loss = complete(self.base_loss, single_label)
         if hasattr(self.base_loss, "reduction"):
             self.base_loss.reduction = self._reduction
@@ -136,6 +140,16 @@ def is_class_index(logits: Tensor, targets: Tensor) -> bool:
     """Whether a batch's targets are class indices; with one logit per item they are one binary label."""
     column = targets.shape[1:] == (1,) and not targets.is_floating_point()
     return (targets.ndim == 1 or column) and logits.ndim == 2 and logits.shape[1] > 1
+
+
+def check_takes_logits(base_loss: Any) -> None:
+    """Raise ValueError for a loss of what is no logits: CRL would take the sigmoid of a sigmoid."""
+    if activation_of(base_loss, False) is noop:
+        name = type(getattr(base_loss, "func", base_loss)).__name__
+        raise ValueError(
+            f"{name} takes the outputs of the network as they are, and CRL takes logits: leave the last activation out "
+            "of the network, and use a loss of logits, such as BCEWithLogitsLossFlat()."
+        )
 
 
 def split_shift(shift: Shift) -> tuple[bool, Any]:

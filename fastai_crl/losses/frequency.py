@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
+from fastai.learner import Learner
 from torch import Tensor, nn
 
+from fastai_crl._fastai import renew_optimizer
 from fastai_crl.labels import count_if_told
 from fastai_crl.task import single_label_if_known
 
@@ -30,7 +32,7 @@ def frequency_log_odds(frequency: Tensor, n: int | Tensor, single_label: bool = 
 
 @torch.no_grad()
 def start_at_frequency(
-    model: nn.Module,
+    model: nn.Module | Learner,
     counts: Sequence[float] | Tensor | None = None,
     n: int | Tensor | None = None,
     dls: DataLoaders | None = None,
@@ -41,13 +43,14 @@ def start_at_frequency(
 
     Without it a network starts at one half for every label, however rare, and the first epochs go into learning how
     rare they are (Lin et al., arXiv:1708.02002, sections 3.3 and 4.1). Heads of fastai's `vision_learner` have no such
-    bias at all: theirs gets one. Of a `Learner` that has an optimizer already, `learn.opt = None` has it made anew.
+    bias at all: theirs gets one. Give the learner where there is one: what it optimizes, and what is frozen, is settled
+    before the first fit of a pretrained network, and it must learn of the new bias.
 
     Args:
-        model: its last layer with parameters is an `nn.Linear` that gives the C logits.
+        model: a network whose last layer with parameters is an `nn.Linear` that gives the C logits, or its learner.
         counts: (C,) positives of each label in the training set.
         n: number of its samples; (C,) of those of which a label is known, where some targets are unknown.
-        dls: in place of both: data whose labels can be read without opening images.
+        dls: in place of both: data whose labels can be read without opening images. Default: those of the learner.
         pos_weight: (C,) what the loss weighs positives by, of `nn.BCEWithLogitsLoss`. The network then starts where
             that loss is least: at the odds of the frequencies times the weights.
         unknown: the value of unknown targets in dls, see `read_labels`.
@@ -64,6 +67,9 @@ def start_at_frequency(
         >>> [round(p, 3) for p in layer.bias.sigmoid().tolist()]
         [0.5, 0.01]
     """
+    learn = model if isinstance(model, Learner) else None
+    if learn is not None:
+        model, dls = learn.model, learn.dls if dls is None and counts is None else dls
     if single_label_if_known(dls):
         raise ValueError(
             "dls has one class index per image: start_at_frequency is for several labels. For one, "
@@ -86,7 +92,10 @@ def start_at_frequency(
             )
         bias = bias + weight.log()
     bias = bias.to(layer[0].weight)
-    layer[0].bias = nn.Parameter(bias) if layer[0].bias is None else layer[0].bias
+    if layer[0].bias is None:
+        layer[0].bias = nn.Parameter(bias)
+        if learn is not None:
+            renew_optimizer(learn)
     layer[0].bias.copy_(bias)
     return layer[0]
 

@@ -33,6 +33,8 @@ class Sampler(Protocol):
 
 SamplerFactory = Callable[..., Sampler]
 
+OFFERED = ("targets", "bs", "world_size", "dataset")  # what a factory may ask for
+
 SAMPLERS: dict[str, SamplerFactory] = {}
 
 
@@ -95,6 +97,22 @@ def _parameters(factory: SamplerFactory) -> Mapping[str, inspect.Parameter]:
         ) from None
 
 
+def _name(sampler: Any) -> str:
+    return sampler if isinstance(sampler, str) else getattr(sampler, "__name__", repr(sampler))
+
+
+def check_options(sampler: str | Sampler | SamplerFactory, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown name, options of a sampler that is made already, or that its factory lacks."""
+    factory = check_sampler(sampler)
+    if factory is None and options:
+        raise ValueError(f"{', '.join(options)}: the sampler is an object, made with its arguments already.")
+    parameters = {} if factory is None else _parameters(factory)
+    unknown = [o for o in options if o not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        own = ", ".join(p for p in parameters if p not in OFFERED)
+        raise ValueError(f"Sampler {_name(sampler)} has no option {', '.join(unknown)}: it has {own or 'none'}.")
+
+
 def make_sampler(
     sampler: str | Sampler | SamplerFactory,
     offered: Mapping[str, Callable[[], Any]],
@@ -108,26 +126,19 @@ def make_sampler(
         options: the user's arguments of the factory; they go before what is offered.
 
     Raises:
-        ValueError: an unknown name; options for a sampler that is made already, or that the factory does not have;
-            a factory that does not return a sampler.
+        ValueError: what `check_options` raises; a factory that does not return a sampler.
     """
     factory, options = check_sampler(sampler), dict(options or {})
+    check_options(sampler, options)
     if factory is None:
-        if options:
-            raise ValueError(f"{', '.join(options)}: the sampler is an object, made with its arguments already.")
         return sampler  # type: ignore[return-value]  # no factory: it is the sampler
     parameters = _parameters(factory)
-    name = sampler if isinstance(sampler, str) else getattr(factory, "__name__", repr(factory))
-    unknown = [o for o in options if o not in parameters]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        own = [p for p in parameters if p not in offered]
-        raise ValueError(f"Sampler {name} has no option {', '.join(unknown)}: it has {', '.join(own) or 'none'}.")
     asked = {k: give() for k, give in offered.items() if k in parameters and k not in options}
     made = factory(**asked, **options)
     if not isinstance(made, Sampler):
         raise ValueError(
-            f"Sampler {name} made a {type(made).__name__}, which is no sampler: return an iterable of indices with a "
-            "length."
+            f"Sampler {_name(sampler)} made a {type(made).__name__}, which is no sampler: return an iterable "
+            "of indices with a length."
         )
     return made
 

@@ -12,8 +12,9 @@ from scipy import sparse
 
 from fastai_crl._fastai import keeps_workers, loader_options
 from fastai_crl.labels import as_labels, read_labels
+from fastai_crl.task import check_dls
 
-from .base import Sampler, SamplerFactory, check_sampler, make_sampler, takes
+from .base import Sampler, SamplerFactory, check_options, check_sampler, make_sampler, takes
 
 
 class _Made(NamedTuple):
@@ -69,9 +70,8 @@ class SampledDL(TfmdDL):
     ):
         options = dict(sampler_kwargs or {})
         if sampler is not None:
-            if check_sampler(sampler) is None:
-                make_sampler(sampler, {}, options)  # refuses options
-            elif bs is None:
+            check_options(sampler, options)
+            if check_sampler(sampler) is not None and bs is None:
                 raise ValueError("bs=None: a sampler makes batches, give their size.")
         self._sampler, self._targets, self._options = sampler, targets, options
         self._made: _Made | None = None
@@ -171,6 +171,7 @@ def with_sampler(
     Raises:
         ValueError: a training loader of another type, and what `SampledDL` raises.
     """
+    check_dls(dls)
     train = dls.train
     if type(train) is not TfmdDL and not isinstance(train, SampledDL):
         raise ValueError(

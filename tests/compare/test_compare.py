@@ -317,6 +317,24 @@ def test_a_pretrained_network_is_fine_tuned(single_label_dls, tmp_path, monkeypa
     assert [(str(args[4]), args[3]) for args in fits] == [("FineTune(epochs=3, at_lr=False)", 3), ("None", 10)]
 
 
+def test_what_is_no_comparison_of_losses_is_refused(single_label_dls, tmp_path):
+    def compare(dls=single_label_dls, **options):
+        compare_losses(dls, small, out=tmp_path / "never", **options)
+
+    with pytest.raises(ValueError, match=r"arms=\['crl'\] are None.*'cross entropy'.*'CRL'"):
+        compare(arms={"crl": None})
+    with pytest.raises(TypeError, match=r"compare_losses has no keyword epoch= \(did you mean epochs=\?\)"):
+        compare(epoch=1)
+    with pytest.raises(ValueError, match="arms= takes a dict"):
+        compare(arms=["CRL"])
+    learn = crl_learner(single_label_dls, small)
+    with pytest.raises(ValueError, match=r"dls is a CRLLearner: give DataLoaders.*learn\.dls"):
+        compare(learn)
+    with pytest.raises(ValueError, match="each run needs a new one"):
+        compare_learners({"a": learn, "b": learn}, single_label_dls, out=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
 # ---- the command ----
 def test_the_command_has_the_keywords_of_both_functions(hpa, tmp_path, monkeypatch, capsys):
     from fastai_crl.compare import __main__ as command

@@ -264,6 +264,9 @@ def test_thresholds_in_a_learner(hpa_dls, tmp_path, loss):
     again = load_learner(tmp_path / "x.pkl")
     assert threshold_in_use(again).tolist() == thresholds.tolist()
     assert again.predict(item)[1].tolist() == expected[2].tolist()
+    fitted = fit_thresholds(np.tile([[0.2], [0.6]], (10, len(thresholds))), np.tile([[0], [1]], (10, len(thresholds))))
+    set_thresholds(learn, fitted)  # as it is
+    assert np.array_equal(threshold_in_use(learn), fitted.thresholds)
     set_thresholds(learn, 0.5)
     assert threshold_in_use(learn) == 0.5
     assert learn.get_preds(with_decoded=True)[2].tolist() == (probs > 0.5).tolist()

@@ -178,7 +178,10 @@ def test_a_batch_that_is_not_finite_is_left_to_the_base_loss(value, options):
             torch.tensor([[1, 0], [-1, -1]]),
             r"item 1, label 0 of the batch has -1 \(2 such in all\).*leave the items out",
         ),
-        (torch.tensor([1, 2]), r"\[0, 1\]: class indices of 2 classes; item 1 of the batch has 2"),
+        (
+            torch.tensor([1, 2]),
+            r"class indices of 2 classes, the network's outputs; item 1 of the batch has 2",
+        ),
         (torch.tensor([-1, 0]), r"item 0 of the batch has -1"),
     ],
 )

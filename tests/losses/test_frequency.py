@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fastai.vision.learner import create_head
+from fastai.vision.learner import create_head, vision_learner
 from torch import nn
+from torchvision.models import resnet18
 
 from fastai_crl.labels import label_counts
 from fastai_crl.losses import make_loss, start_at_frequency
@@ -11,6 +12,12 @@ from fastai_crl.losses import make_loss, start_at_frequency
 
 def network(bias: bool = True) -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=bias))
+
+
+def network_of(dls) -> nn.Sequential:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(dls.c))
+    model(dls.one_batch()[0])
+    return model
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -61,11 +68,23 @@ def test_it_trains_as_the_logit_adjusted_loss_does():
 
 
 def test_counts_of_data(hpa_dls):
-    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(hpa_dls.c))
-    model(hpa_dls.one_batch()[0])
-    layer = start_at_frequency(model, dls=hpa_dls)
+    layer = start_at_frequency(network_of(hpa_dls), dls=hpa_dls)
     counts, n = label_counts(hpa_dls.train), len(hpa_dls.train_ds)
     torch.testing.assert_close(layer.bias.detach().cpu(), (counts.clamp(1, n - 1) / n).logit())
+
+
+def test_a_frozen_learner_trains_its_new_bias(hpa_dls, tmp_path):
+    learn = vision_learner(hpa_dls, resnet18, n_in=4, pretrained=False, path=tmp_path)
+    learn.freeze()  # makes the optimizer, as pretrained=True does
+    frozen = learn.opt.frozen_idx
+    bias = start_at_frequency(learn).bias
+    torch.testing.assert_close(bias.detach(), start_at_frequency(network_of(hpa_dls), dls=hpa_dls).bias.detach())
+    before, stem = bias.detach().clone(), next(learn.model.parameters()).detach().clone()
+    assert learn.opt.frozen_idx == frozen > 0
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.1)
+    assert not torch.equal(bias, before) and torch.equal(next(learn.model.parameters()), stem)
+    assert start_at_frequency(learn, counts=[1] * hpa_dls.c, n=2).bias is bias
 
 
 def test_one_class_per_image_has_another_way(single_label_dls):

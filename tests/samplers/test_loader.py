@@ -222,6 +222,15 @@ def test_what_is_no_sampler_is_refused(sampler, options, says):
         with_sampler(dls, sampler, **options).train.get_idxs()
 
 
+def test_options_and_loaders_are_checked_at_the_call():
+    block, items = blocks()
+    dls = block.dataloaders(items, bs=2, num_workers=0)
+    with pytest.raises(ValueError, match="repeat_factor has no option thresh: it has t, seed"):
+        with_sampler(dls, "repeat_factor", thresh=0.1)
+    with pytest.raises(ValueError, match="dls is a TfmdDL: give DataLoaders"):
+        with_sampler(dls.train, "repeat_factor")
+
+
 @pytest.mark.parametrize(("length", "says"), [(3, "drew more than 3 indices"), (9, "drew 5 indices, its length is 9")])
 def test_a_sampler_of_another_length_than_it_says_is_refused(length, says):
     class Liar(list):
