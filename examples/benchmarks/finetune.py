@@ -166,10 +166,11 @@ class Queue:
             if (row := self.rows().get(key)) is not None:
                 return row
             with self.lock(f"{job.task}-{job.seed}"):
-                sides = activations(job.task, self.data, self.cache, job.seed)
+                sides = activations(job.task, self.data, self.cache, job.seed, ARMS[job.arm].views)
             start = time.process_time()
             learn = train(sides, ARMS[job.arm], job.lr, job.seed, self.epochs, make=self.make)
-            shown = sides | {"train": Side(*(part[:200] for part in sides["train"]))}
+            shown = {name: sides[name] for name in ("valid", "test")}
+            shown["train"] = Side(*(part[:200] for part in sides["train"]))
             values = measure(sides, {name: outputs(learn.model, side) for name, side in shown.items()})
             values["seconds"] = time.process_time() - start
             row = dict(zip(KEY, key, strict=True)) | {k: f"{values[k]:.5f}" for k in VALUES}

@@ -28,9 +28,12 @@ from compare_tasks import MEAN, STD, TASKS, _compose, _some_montages, _tile, pre
 from compare_train import augment
 from torch import Tensor, nn
 
+from fastai_crl.augment import ChannelIntensity, Cutout, GaussianNoise, RandomAffine
+
 __all__ = ["SPLITS", "Part", "Side", "activations", "images", "lower", "upper"]
 
 VIEWS, SIZE, FIRST = 4, 96, 11  # views of each training image; side in pixels; the first block that is trained
+SMALL = 64  # pixels, of images that grow while a network trains
 SIZES = {"train": 800, "valid": 500, "test": 700}
 Split = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -150,62 +153,86 @@ def lower(channels: int) -> nn.Sequential:
 class SmallDepthwise(nn.Module):
     """A depthwise convolution of small maps as one product per channel, which halves the time of a run on a CPU."""
 
-    def __init__(self, conv: nn.Conv2d, side: int):
+    def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
-        left, right = conv.static_padding.padding[:2]
-        self.side = (side + left + right - kernel) // stride + 1
-        i, o, k = np.ogrid[:side, : self.side, :kernel]
-        along = i == o * stride - left + k
-        taps = np.einsum("iok,jpl->klijop", along, along).reshape(kernel**2, -1)  # where each weight goes
+        self.kernel, self.stride, self.padding = conv.kernel_size[0], conv.stride[0], conv.static_padding.padding[:2]
         self.weight = conv.weight
-        self.register_buffer("taps", torch.from_numpy(taps.astype(np.float32)))
+        self.taps: dict[int, Tensor] = {}
+
+    def _taps(self, side: int, out: int) -> Tensor:
+        """Where each weight goes, (kernel², side² out²)."""
+        i, o, k = np.ogrid[:side, :out, : self.kernel]
+        along = i == o * self.stride - self.padding[0] + k
+        taps = np.einsum("iok,jpl->klijop", along, along).reshape(self.kernel**2, -1)
+        return torch.from_numpy(taps.astype(np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c = x.shape[:2]
-        linear = (self.weight.flatten(1) @ self.taps).view(c, -1, self.side**2)
-        return (x.flatten(2).transpose(0, 1) @ linear).transpose(0, 1).reshape(n, c, self.side, self.side)
+        n, c, side = x.shape[:3]
+        out = (side + sum(self.padding) - self.kernel) // self.stride + 1
+        if side not in self.taps:
+            self.taps[side] = self._taps(side, out)
+        linear = (self.weight.flatten(1) @ self.taps[side]).view(c, -1, out**2)
+        return (x.flatten(2).transpose(0, 1) @ linear).transpose(0, 1).reshape(n, c, out, out)
 
 
 def upper(n_classes: int) -> nn.Sequential:
     """The blocks that are trained, and a new last layer."""
-    net, side = pretrained(), SIZE // 16
+    net = pretrained()
     for block in net._blocks[FIRST:]:
-        block._depthwise_conv = SmallDepthwise(block._depthwise_conv, side)
-        side = block._depthwise_conv.side
+        block._depthwise_conv = SmallDepthwise(block._depthwise_conv)
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(1280, n_classes)]
     return nn.Sequential(*net._blocks[FIRST:], net._conv_head, net._bn1, nn.ReLU6(), *pool)
 
 
 @torch.no_grad()
-def _through(net: nn.Module, x: np.ndarray) -> np.ndarray:
+def _through(net: nn.Module, x: np.ndarray, size: int = SIZE) -> np.ndarray:
     parts = []
     for batch in torch.from_numpy(x).split(64):
         batch = batch.float()
-        if batch.shape[-1] != SIZE:
-            batch = nn.functional.interpolate(batch, size=SIZE, mode="bilinear", antialias=True)
+        if batch.shape[-1] != size:
+            batch = nn.functional.interpolate(batch, size=size, mode="bilinear", antialias=True)
         batch = ((batch / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         parts.append(net(batch).half().contiguous().numpy())
     return np.concatenate(parts)
 
 
-def activations(task: str, data: Path, cache: Path, seed: int) -> dict[str, Side]:
+def strongly(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Turn and zoom images (n, channels, H, W) of 0 to 255, change each channel's intensity, add noise, cut out."""
+    x = x.float() / 255
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        for change in (RandomAffine(20, 1.2, p=1), ChannelIntensity(0.3, 0.3, p=1), GaussianNoise(0.03), Cutout(0.2)):
+            x = change.apply(x, change.draw(tuple(x.shape)))
+    return x * 255
+
+
+def activations(task: str, data: Path, cache: Path, seed: int, views: str = "") -> dict[str, Side]:
     """What the network's lower part makes of each side's images, computed once and kept in `cache`.
 
-    Of a training image there are four views: as it is, and three times shifted, flipped, and brighter or darker.
+    Of a training image there are four views: as it is, and three times shifted, flipped, and brighter or darker;
+    `views="strong"`: of these three each changed `strongly`, too; `"small"`: all four also of 64 pixels, as a side
+    "small".
     """
-    folder = cache / f"{task}-{seed}"
+    if views == "small":
+        small = _kept(task, data, cache, seed, views)["train"]
+        return activations(task, data, cache, seed) | {"small": small}
+    return _kept(task, data, cache, seed, views)
+
+
+def _kept(task: str, data: Path, cache: Path, seed: int, views: str) -> dict[str, Side]:
+    folder, size = cache / "-".join(filter(None, (task, str(seed), views))), SMALL if views == "small" else SIZE
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
         split, rng = images(task, data, cache, seed), np.random.default_rng([seed, 4])
         net = lower(split["train"][0].shape[1])
         for name, (x, y) in split.items():
-            views = [_through(net, x)]
+            made = [_through(net, x, size)]
             for _ in range(VIEWS - 1 if name == "train" else 0):
-                moved = augment(torch.from_numpy(x), SPLITS[task].flips, rng).numpy()
+                moved = augment(torch.from_numpy(x), SPLITS[task].flips, rng)
+                moved = (strongly(moved, rng) if views == "strong" else moved).numpy()
                 factor = rng.uniform(0.8, 1.25, (len(x), 1, 1, 1))
-                views.append(_through(net, (moved * factor).clip(0, 255).astype(np.uint8)))
-            np.save(folder / f"{name}_x.npy", np.stack(views, 1))
+                made.append(_through(net, (moved * factor).clip(0, 255).astype(np.uint8), size))
+            np.save(folder / f"{name}_x.npy", np.stack(made, 1))
             np.save(folder / f"{name}_y.npy", y)
         (folder / "done").touch()
     return {

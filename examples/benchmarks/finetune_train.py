@@ -14,7 +14,7 @@ from fastai.callback.schedule import SchedCos
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from fastai.torch_core import set_seed
+from fastai.torch_core import params, set_seed
 from finetune_tasks import Side, upper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,6 +88,9 @@ class Arm:
         average: whether the weights at the end are a moving average.
         mixup: whether batches are mixed.
         longer: factor of the number of epochs.
+        views: "strong": of images that are augmented strongly; "small": of small images in the first half of training.
+        head_first: whether the first epoch trains the last layer alone.
+        crl_in: with `head_first`, where CRL trains: "head", that epoch; "rest", those after it; "" all.
     """
 
     base: str = "bce"
@@ -98,6 +101,9 @@ class Arm:
     average: bool = False
     mixup: bool = False
     longer: int = 1
+    views: str = ""
+    head_first: bool = False
+    crl_in: str = ""
 
 
 def decay(done: float, over: float = 1 / 3) -> float:
@@ -140,13 +146,23 @@ MECHANISM = {
     "crl_margin": _changed(margin=0.25),
     "crl_logit": _changed(score_space="logit", alpha=1 / 16),
     "crl_few": _changed(k=3),
+    "head_first": replace(MAIN["started"], head_first=True),
+    "head_first_crl": replace(MAIN["started_crl"], head_first=True, crl_in="head"),
+    "head_first_then_crl": replace(MAIN["started_crl"], head_first=True, crl_in="rest"),
     "weighted_logit": replace(MAIN["weighted"], crl=RANKING | {"score_space": "logit", "alpha": 1 / 16}),
     "repeat": replace(MAIN["started"], sampler="repeat_factor"),
     "repeat_crl": _changed(sampler="repeat_factor"),
 }
+_RECIPES = {
+    "ema": {"average": True},
+    "mixup": {"mixup": True},
+    "long": {"longer": 2},
+    "strong": {"views": "strong"},
+    "small": {"views": "small"},
+}
 RECIPE = {
     f"{name}_{recipe}": replace(MAIN[name], **change)
-    for recipe, change in {"ema": {"average": True}, "mixup": {"mixup": True}, "long": {"longer": 2}}.items()
+    for recipe, change in _RECIPES.items()
     for name in ("plain", "started_crl")
 }
 STAGES = {"main": MAIN, "others": OTHERS, "mechanism": MECHANISM, "recipe": RECIPE}
@@ -169,13 +185,19 @@ class Views(torch.utils.data.Dataset):
 
 
 class DrawViews(Callback):
-    """Draws a view of each training image anew in each epoch: the same ones in every arm of a seed."""
+    """Draws a view of each training image anew in each epoch: the same ones in every arm of a seed.
 
-    def __init__(self, seed: int):
-        self.rng = np.random.default_rng([seed, 5])
+    With `small`, in the first half of training they are of small images.
+    """
+
+    def __init__(self, seed: int, small: Side | None = None):
+        self.rng, self.small, self.large = np.random.default_rng([seed, 5]), small, None
 
     def before_train(self) -> None:
         views = self.learn.dls.train_ds
+        if self.small is not None:
+            self.large = self.large or views.side
+            views.side = self.small if self.learn.epoch < self.learn.n_epoch / 2 else self.large
         views.chosen = self.rng.integers(0, views.side.x.shape[1], len(views))
 
 
@@ -197,14 +219,30 @@ def train(
     loss = make_loss(SINGLE[arm.base] if single else arm.base, counts, len(y), single_label=single)
     if arm.started and not single:
         start_at_frequency(model, counts, len(y), pos_weight=getattr(loss.func, "pos_weight", None))
-    cbs: list[Callback] = [DrawViews(seed)]
+    cbs: list[Callback] = [DrawViews(seed, sides.get("small"))]
     if arm.crl is not None:
         cbs.append(OneSidedCRL(arm.part, **arm.crl) if arm.part else CRLCallback(**arm.crl))
     cbs += [WeightAverage()] * arm.average + [MixUp()] * arm.mixup
     few = Side(sides["valid"].x[:bs], sides["valid"].y[:bs])  # fastai goes through it in every epoch
     dl = SampledDL(Views(sides["train"]), bs, True, arm.sampler, targets=y, drop_last=True)
     dls = DataLoaders(dl, DataLoader(Views(few), bs), device="cpu")
-    learn = Learner(dls, model, loss_func=loss, cbs=cbs)
+    groups = {"splitter": lambda m: [params(m[:-1]), params(m[-1])]} if arm.head_first else {}
+    learn = Learner(dls, model, loss_func=loss, cbs=cbs, **groups)
     with learn.no_bar(), learn.no_logging():
+        if arm.head_first:
+            _fit_head(learn, lr, arm.crl_in)
+            epochs -= 1
         learn.fit_one_cycle(epochs * arm.longer, lr)
     return learn
+
+
+def _fit_head(learn: Learner, lr: float, crl_in: str) -> None:
+    """Train the last layer for an epoch; CRL trains there, after it, or in both."""
+    alpha = learn.crl.alpha if crl_in else 0
+    learn.freeze()
+    if crl_in == "rest":
+        learn.crl.alpha = 0
+    learn.fit_one_cycle(1, lr)
+    learn.unfreeze()
+    if crl_in:
+        learn.crl.alpha = 0 if crl_in == "head" else alpha

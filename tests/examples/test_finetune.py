@@ -107,12 +107,45 @@ def test_measures_of_a_perfect_network_and_of_another_test_set(single_label):
 
 
 @pytest.mark.parametrize("single_label", [False, True])
-@pytest.mark.parametrize("arm", ["plain", "weighted_crl", "adjusted_crl", "crl_body", "repeat_crl", "plain_mixup"])
+@pytest.mark.parametrize(
+    "arm", ["plain", "weighted_crl", "adjusted_crl", "crl_body", "repeat_crl", "plain_mixup", "plain_small"]
+)
 def test_arms_train(arm, single_label):
     sides = toy_sides(single_label)
+    if "small" in arm:
+        sides["small"] = sides["train"]
     learn = finetune_train.train(sides, finetune_train.ARMS[arm], 0.05, 0, epochs=3, bs=16, make=toy_network)
     logits, embedding = finetune.outputs(learn.model, sides["valid"])
     assert np.isfinite(logits).all() and embedding.shape == (60, 8)
+
+
+def test_images_grow_in_the_middle_of_training():
+    sides, seen = toy_sides(), []
+    small = finetune_tasks.Side(np.zeros_like(sides["train"].x), sides["train"].y)
+
+    class Seen(Callback):
+        def before_batch(self):
+            if self.training:
+                seen.append(bool(self.x.any()))
+
+    learn = learner(finetune_train.DrawViews(0, small), Seen())
+    fit(learn, 4)
+    assert seen == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)
+
+
+@pytest.mark.parametrize(("arm", "alphas"), [("head_first_crl", [True, False]), ("head_first_then_crl", [False, True])])
+def test_the_head_comes_first(arm, alphas, monkeypatch):
+    seen, fit_one_cycle = [], finetune_train.Learner.fit_one_cycle
+
+    def fit(learn, n_epoch, lr):
+        body = [p.detach().clone() for p in learn.model[1].parameters()]
+        fit_one_cycle(learn, n_epoch, lr)
+        moved = not all(map(torch.equal, body, learn.model[1].parameters()))
+        seen.append((n_epoch, moved, any(learn.crl.alphas)))
+
+    monkeypatch.setattr(finetune_train.Learner, "fit_one_cycle", fit)
+    finetune_train.train(toy_sides(), finetune_train.ARMS[arm], 0.05, 0, epochs=3, bs=16, make=toy_network)
+    assert seen == [(1, False, alphas[0]), (2, True, alphas[1])]
 
 
 def test_arms_of_a_seed_see_the_same_views_and_start_alike():
@@ -196,6 +229,8 @@ def test_lower_and_upper_are_the_pretrained_network():
         between = lower(x)
         torch.testing.assert_close(upper[:-4](between), net.extract_features(x), atol=1e-4, rtol=1e-4)
         assert upper(between).shape == (2, 5)
+        small = torch.randn(2, 3, 64, 64)  # the same network of another size
+        torch.testing.assert_close(upper[:-4](lower(small)), net.extract_features(small), atol=1e-4, rtol=1e-4)
         grey = x[:, :1].expand(-1, 4, -1, -1)  # all channels alike: a fourth one changes nothing
         torch.testing.assert_close(finetune_tasks.lower(4)(grey), lower(grey[:, :3]), atol=1e-4, rtol=1e-4)
 
