@@ -37,8 +37,8 @@ class FolderReport:
         n_rows: rows of the csv; None without one.
         n_images: ids in the folder.
         sizes: (height, width) of the readable images, counted.
-        problems: one row per problem: level ("error": loading or training would stop at it; "warning"), problem, id,
-            channel ("" if it is about the whole image), detail.
+        problems: one row per problem, errors first: level ("error": loading or training would stop at it; "warning"),
+            problem, id, channel ("" if it is about the whole image), detail.
         labels: images and share of the rows by label; None without a csv.
         channels: by channel mean, std, min and max of all pixels (0..1; mean and std are what `stats=` takes), and the
             shares of pixels that are 0 (`black`) and full intensity (`saturated`). NaN for a channel without a pixel.
@@ -212,6 +212,7 @@ def check(
     # Files that no row names are never loaded.
     levels = ["error" if p.problem in _ERRORS and p.id not in unnamed else "warning" for p in problems]
     table = pd.DataFrame(map(vars, problems), columns=_COLUMNS, dtype=object).assign(level=levels)
+    table = table.sort_values("level", kind="stable", ignore_index=True)  # errors first
     n_rows = None if rows is None else len(rows)
     found_sizes, statistics = Counter(sizes.values()), _statistics(histogram, channels)
     return FolderReport(images.folder, n_rows, len(in_folder), found_sizes, table, labels, statistics)

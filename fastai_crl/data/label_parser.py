@@ -70,10 +70,13 @@ def doubtful_labels(labels: Sequence[list[str]]) -> Iterator[tuple[str, int, str
         for o in row:
             first.setdefault(o, i)
     alike: dict[Any, str] = {}
-    parts = Counter(p for o in first for p in _parts(o))
+    often = Counter(p for o in first for p in _parts(o)[1])
     for o, i in first.items():
-        if any(p in first or parts[p] > 1 for p in _parts(o)):
-            yield "label made of others", i, f"{o!r}: is another label_delim meant?"
+        sep, parts = _parts(o)
+        # Names of two words often share one of them.
+        named = sep != " " or all(p in first or p.isdigit() for p in parts)
+        if named and any(p in first or often[p] > 1 for p in parts):
+            yield "label made of others", i, f"{o!r}: is label_delim={sep!r} meant?"
         if o[0] in "[({'\"" or o[-1] in "])}'\"":
             yield "label with brackets or quotes", i, f"{o!r}: is it a list?"
         other = alike.setdefault(_meaning(o), o)
@@ -81,12 +84,12 @@ def doubtful_labels(labels: Sequence[list[str]]) -> Iterator[tuple[str, int, str
             yield "labels alike", i, f"{o!r} beside {other!r}: are they one label?"
 
 
-def _parts(label: str) -> list[str]:
-    """Return the texts of which `label` may be made: between separators; none if there is no separator."""
+def _parts(label: str) -> tuple[str, list[str]]:
+    """Return the first separator in `label`, and the texts between such; none if there is no separator."""
     for sep in (";", ",", "|", "\t", "/", "+", " "):
         if sep in label.strip(sep):
-            return [p for p in (p.strip(" []()'\"") for p in label.split(sep)) if p]
-    return []
+            return sep, [p for p in (p.strip(" []()'\"") for p in label.split(sep)) if p]
+    return "", []
 
 
 def _meaning(label: str) -> Any:

@@ -1,5 +1,6 @@
 """The split into training and validation, as objects: random, by a column, by folds, by groups, stratified by label."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,9 @@ class GroupSplit:
 class StratifiedSplit:
     """A share of each label's images, of whole groups with `group_col`; each label on both sides, where possible.
 
+    Groups move for the sake of a label as long as validation has at most half again its share. Labels of which no
+    group fits are named in a warning.
+
     Args:
         valid_pct: share of each label's images in validation.
         seed: of the draw.
@@ -122,6 +126,9 @@ class StratifiedSplit:
         if self.valid_pct == 0:
             return []
         parts = stratify(annotations.labels, groups, [1 - self.valid_pct, self.valid_pct], self.seed)
+        if self.group_col is not None and (missing := _missing(annotations.labels, groups, set(groups[parts == 1]))):
+            fix = "Whole groups leave no other way near the share asked for: give another valid_pct=, or folds."
+            warnings.warn(offenders("Labels that no validation image has", missing, fix), stacklevel=2)
         return np.flatnonzero(parts == 1).tolist()
 
 
@@ -272,6 +279,15 @@ def _groups(annotations: Annotations, group_col: str) -> pd.Series:
     if groups.nunique() < 2:
         raise ValueError(f"Column {group_col!r} holds one group only: a split by group needs at least two.")
     return groups
+
+
+def _missing(labels: list[list[str]], groups: np.ndarray, valid: set[int]) -> list[str]:
+    """Return the labels of several groups that none of the groups `valid` has."""
+    own: dict[str, set[int]] = {}
+    for row, group in zip(labels, groups, strict=True):
+        for o in row:
+            own.setdefault(o, set()).add(group)
+    return sorted((o for o, those in own.items() if len(those) > 1 and not those & valid), key=number_first)
 
 
 def _fixed(annotations: Annotations, chosen: np.ndarray, fixed: str, group_col: str | None) -> list[int]:

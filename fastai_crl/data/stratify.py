@@ -33,15 +33,16 @@ def stratify(labels: Sequence[list[str]], groups: np.ndarray, shares: list[float
         k = parts[g] = np.argmin((square[g] - 2 * wanted @ share[g]) / size)
         wanted[k] -= share[g]
     if len(shares) == 2:
-        _fill_sides(counts, parts)
+        _fill_sides(counts, parts, shares[1])
     return parts[groups]
 
 
-def _fill_sides(counts: np.ndarray, parts: np.ndarray) -> None:
+def _fill_sides(counts: np.ndarray, parts: np.ndarray, share: float) -> None:
     """Move groups, in place, so that every label with two groups or more is in both parts, 0 and 1, where possible.
 
-    One of the label's groups moves, the smallest that takes no other label away from where it was. (A label with two
-    images would else be all in training: a fifth of two is nearer to none than to one.)
+    One of the label's groups moves, the smallest that takes no other label away from where it was, and with which part
+    1 has at most half again the `share` asked for, or is the first that it gets. (A label with two images would else be
+    all in training: a fifth of two is nearer to none than to one. A whole plate is too much for that.)
     """
     has, size = counts[:, :-1] > 0, counts[:, -1]
     for c in np.argsort(has.sum(0), kind="stable"):
@@ -50,7 +51,8 @@ def _fill_sides(counts: np.ndarray, parts: np.ndarray) -> None:
             continue
         side = parts[groups[0]]
         left = has[parts == side].sum(0)
-        movable = [g for g in groups if (left[has[g]] >= 2).all()]
+        room = 1.5 * share * size.sum() - size[parts == 1].sum() if side == 0 and parts.any() else np.inf
+        movable = [g for g in groups if (left[has[g]] >= 2).all() and size[g] <= max(room, 1)]
         if movable:
             parts[min(movable, key=lambda g: size[g])] = 1 - side
 

@@ -215,7 +215,7 @@ class ImageSet:
             try:
                 sizes.append(header(self.folder / file, self.per_file, self.full))
             except (ValueError, OSError) as e:
-                damaged.append(f"{os.path.basename(file)} ({e})")
+                damaged.append(f"{file} ({e})")
         return sizes, damaged
 
     def _require(self, files: list[str], names: set[str]) -> None:
@@ -259,6 +259,11 @@ def check_folder(
     channels: Sequence[str] = CHANNELS,
     pattern: str = PATTERN,
     same_size: bool = False,
+    subfolders: bool = False,
 ) -> Counter:
-    """Check the files of `ids` (default: all in the folder) without decoding them; see `ImageSet.check`."""
-    return ImageSet(folder, channels, pattern).check(ids, same_size)
+    """Check the files of `ids` without decoding them; see `ImageSet.check`.
+
+    Default: all in the folder; with `subfolders=True` in those inside, too.
+    """
+    images = ImageSet(folder, channels, pattern)
+    return images.check(images.ids(subfolders) if ids is None else ids, same_size)

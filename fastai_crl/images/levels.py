@@ -22,14 +22,16 @@ def lost_levels(images: ImageSet, ids: Sequence[str]) -> dict[str, str]:
         ValueError: one that cannot be read.
     """
     found: dict[str, list[tuple[float, float, int, int]]] = {}
+    if images.stretch is not None:
+        return {}
     for i in [ids[k] for k in np.linspace(0, len(ids) - 1, min(len(ids), _SAMPLE)).astype(int)]:
         planes = []
         for file in images.files(i):
             a, white = read_values(file, images.per_file, images.full)
             planes += [(p, white) for p in a]
         for channel, (p, white) in zip(images.channels, planes, strict=True):
-            if p.dtype == np.uint8 or images.stretch is not None:
-                return {}
+            if p.dtype == np.uint8:
+                continue
             low, high = np.percentile(p[::2, ::2], (0.1, 99.9))
             found.setdefault(channel, []).append((low, high, int(p.max()), white))
     top = max((seen[2] for every in found.values() for seen in every), default=0)

@@ -71,6 +71,11 @@ class CompleteLoss(nn.Module):
             return torch.stack([self.func(*pair) for pair in pairs])
         return self.func(logits, targets)
 
+    def extra_repr(self) -> str:
+        shown = {} if isinstance(self.func, nn.Module) else {"func": self.func}
+        shown |= {} if self.shift is None else {"shift": f"{len(self.shift)} numbers, added to the logits"}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
     def _mean_of_known(self, logits: Tensor, targets: Tensor) -> Tensor:
         known = targets != UNKNOWN
         each = as_plain_tensor(self.func(logits, targets.masked_fill(~known, 0)))  # what stands there plays no part

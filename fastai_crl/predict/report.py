@@ -175,7 +175,6 @@ def _training(learn: Learner) -> str:
         "Loss": learn.loss_func,
         "CRL": "" if crl is None else f"alpha={crl.alpha!r}, schedule={crl.schedule}, {crl.term}",
         "Optimizer": getattr(learn.opt_func, "__name__", learn.opt_func),
-        "Learning rate, weight decay": f"{learn.lr}, {learn.wd}",
         "Batch size": getattr(learn.dls.train, "bs", getattr(learn.dls.train, "batch_size", "")),
         "Callbacks": ", ".join(type(cb).__name__ for cb in learn.cbs),
     }

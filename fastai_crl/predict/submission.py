@@ -114,7 +114,8 @@ def write_submission(
         ids = images.found_ids(subfolders) if skip_unreadable else images.ids(subfolders)
     ids = [ids] if isinstance(ids, str) else list(map(str, ids))
     if not ids:
-        raise ValueError(f"ids= holds no id, or {images.folder} no image: there is nothing to predict.")
+        fix = "give ids=, or look into sub-folders, subfolders=True"
+        raise ValueError(f"There is nothing to predict: ids= holds no id, or {images.folder} no image; {fix}.")
     if skip_unreadable:
         check_once(ids)
     else:
@@ -151,11 +152,13 @@ def write_submission(
             every.insert(0, "Id", ids, allow_duplicates=True)
             stem = fname.stem if fname.suffix == ".csv" else fname.name
             frames = {fname.with_name(f"{stem}_probs.csv"): every, fname: table}
+            listed = fname.with_name(f"{stem}_skipped.csv")
             if skip_unreadable:
-                listed = fname.with_name(f"{stem}_skipped.csv")
                 frames[listed] = pd.DataFrame({"Id": list(skipped), "Why": list(skipped.values())})
             for file, frame in frames.items():
                 replace_file(file, lambda f, frame=frame: frame.to_csv(f, mode="wb", index=False), aside=parts.folder)
+            if not skip_unreadable:
+                listed.unlink(missing_ok=True)  # of a run before
             parts.remove()
     if skipped:
         fix = f"They are not in {fname}; {listed} says why."

@@ -122,6 +122,15 @@ def test_a_label_is_not_brought_to_validation_at_the_price_of_another_in_trainin
         assert 0 not in valid and {1, 2, 3, 4} <= set(valid)
 
 
+def test_no_plate_is_moved_for_the_sake_of_a_rare_label():
+    rare = [f"|r{i // 2 % 12}" if i % 5 == 0 else "" for i in range(100)]
+    df = pd.DataFrame({"Id": [f"i{i}" for i in range(100)], "Target": [f"{i % 7 % 3}{r}" for i, r in enumerate(rare)]})
+    annotations = Annotations.from_frame(df.assign(plate=np.arange(100) // 20), label_delim="|")
+    for share, n in ((0.1, 20), (0.2, 20), (0.25, 20), (0.4, 40)):
+        with pytest.warns(UserWarning, match=r"Labels that no validation image has \(\d in all\): r"):
+            assert len(split_by(share, 42, "plate").rows(annotations)) == n
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sets(st.sampled_from("abcd")), st.integers(0, 7)), min_size=2), st.integers(0, 3))
 def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed):
@@ -141,6 +150,8 @@ def test_no_label_is_on_one_side_only_if_moving_one_group_could_help(items, seed
 
     for g in set(groups):
         moved = np.where(groups == g, 1 - sides, sides)
+        if moved.sum() > max(0.3 * len(items), sides.sum() and sides.sum() + 1):
+            continue  # too much of the whole
         assert not (one_sided(moved) < one_sided(sides) and present(sides) <= present(moved)), (
             labels,
             groups,

@@ -338,6 +338,8 @@ def test_skipping_goes_on_after_a_kill_and_skips_nothing_else(plain, many, spoil
     # Nothing to skip: the list is empty, and an error that no file causes stays one.
     write_submission(plain, many, tmp_path / "s.csv", skip_unreadable=True)
     assert (tmp_path / "s_skipped.csv").read_text().strip() == "Id,Why"
+    write_submission(plain, many, tmp_path / "s.csv")
+    assert not (tmp_path / "s_skipped.csv").exists()
     with pytest.raises(ZeroDivisionError):
         write_submission(plain, many, tmp_path / "s.csv", tta=lambda learn, dl: 1 / 0, skip_unreadable=True)
 
