@@ -29,14 +29,14 @@ import torch
 from compare_measures import geometry, groups, probabilities
 from fastcore.script import call_parse, store_true
 from filelock import FileLock, Timeout
-from finetune_tasks import Side, activations, upper
+from finetune_tasks import SPLITS, Side, activations, upper
 from finetune_train import ARMS, STAGES, train
+from regimes import gains, interval
 from sklearn.metrics import f1_score
 from sklearn.model_selection import KFold
 from torch import nn
 
 from fastai_crl.all import decide, fit_thresholds
-from fastai_crl.compare.stats import difference
 from fastai_crl.evaluate.metrics import mean_ap
 
 LRS, TUNING_SEED = (1e-3, 3e-3, 1e-2), 1000
@@ -187,28 +187,47 @@ class Queue:
         return row
 
 
-def report(file: Path, side: str = "valid", against: Sequence[str] = ("plain", "started")) -> str:
-    """Means of each arm, and paired differences to others, with 95 % intervals of Student's t over the pairs.
+def pooled(rows: pd.DataFrame, over: str, side: str, arms: Sequence[str], n_compared: int = 1) -> str:
+    """What each arm is ahead of another by, pooled over tasks: a pair is a seed of a task."""
+    columns = [f"{side}_{m}" for m in MEASURES]
+    lines = [f"| over {over} | pairs | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 2) + "|"]
+    for arm in (a for a in arms if a != over):
+        found = [gains(rows, arm, column, over) for column in columns]
+        if len(found[0]):
+            cells = " | ".join(interval(values, n_compared) for values in found)
+            lines.append(f"| {arm} | {len(found[0])} | {cells} |")
+    return "\n".join(lines)
 
-    A table for each task, where a pair is a seed, and one for all tasks together, where it is a seed of a task.
+
+def by_task(rows: pd.DataFrame, side: str, arms: Sequence[str]) -> str:
+    """What each arm is ahead of plain by, task by task: mAP / macro-F1, and how many pairs."""
+    tasks = [t for t in SPLITS if t in set(rows["task"])]
+    lines = [f"| over plain, map / f1 | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    for arm in (a for a in arms if a != "plain"):
+        cells = []
+        for task in tasks:
+            both = [gains(rows[rows["task"] == task], arm, f"{side}_{m}") for m in ("map", "f1")]
+            cells.append(f"{' / '.join(map(interval, both))} ({len(both[0])})" if len(both[0]) else "")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(file: Path) -> list[str]:
+    """The tables of the log: several labels, then one label for each image, on validation and on test.
+
+    On test only of the arms that were run on every task.
     """
     frame = pd.read_csv(file).query("seed != @TUNING_SEED")
-    names, lines = [f"{side}_{m}" for m in MEASURES], []
-    for task, rows in [*frame.groupby("task", sort=False), ("all tasks", frame)]:
-        lines += [f"\n**{task}**, {side}\n", "| arm | n | " + " | ".join(MEASURES) + " | train mAP |"]
-        lines.append("|---" * (len(MEASURES) + 3) + "|")
-        found = {name: part.set_index(["task", "seed"]) for name, part in rows.groupby("arm")}
-        order = [name for name in ARMS if name in found]
-        for name in order:
-            means = found[name][[*names, "train_map"]].mean()
-            lines.append(f"| {name} | {len(found[name])} | " + " | ".join(f"{v:.3f}" for v in means) + " |")
-        for other in (o for o in against if o in found):
-            for name in (n for n in order if n != other):
-                gains = (found[name][names] - found[other][names]).dropna(how="all")
-                shown = map(difference, gains.T.to_numpy())
-                cells = [f"{m:+.3f}" + (f" ± {m - low:.3f}" if len(gains) > 1 else "") for m, low, _ in shown]
-                lines.append(f"| {name} over {other} | {len(gains)} | " + " | ".join(cells) + " | |")
-    return "\n".join(lines)
+    one_label = frame["task"] == "cifar"
+    rows, arms = frame[~one_label], [a for a in ARMS if a in set(frame["arm"])]
+    n_tasks = rows["task"].nunique()
+    everywhere = [a for a in arms if rows[rows["arm"] == a]["task"].nunique() == n_tasks]
+    tables = [pooled(rows, over, "valid", arms) for over in ("plain", "started")]
+    tables += [pooled(rows, "started", "valid", everywhere, n_compared=len(everywhere) - 1)]
+    tables += [by_task(rows, "valid", everywhere)]
+    tables += [pooled(rows, over, "test", everywhere) for over in ("plain", "started")]
+    tables += [by_task(rows, "test", everywhere)]
+    return tables + [pooled(frame[one_label], "plain", side, arms) for side in ("valid", "test") if one_label.any()]
 
 
 @call_parse
@@ -229,7 +248,7 @@ def main(
     folder, out_dir = Path(data) if data else root.parent / "shared" / "data", Path(out)
     out_dir.mkdir(parents=True, exist_ok=True)
     if report_only:
-        print(report(out_dir / "runs.csv", "valid"), report(out_dir / "runs.csv", "test"))
+        print("\n\n".join(report(out_dir / "runs.csv")))
         return
     chosen = [a for s in stages.split(",") for a in STAGES[s] if not arms or a in arms.split(",")]
     queue = Queue(out_dir, folder, Path(cache))

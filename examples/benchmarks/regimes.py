@@ -85,9 +85,14 @@ def table(rows: pd.DataFrame, least: int = 3) -> str:
     return "\n".join(lines)
 
 
-def interval(values: pd.Series) -> str:
-    """Mean, and the half width of the interval of Student's t over the pairs; bold where that leaves out 0."""
-    mean, low, high = difference(values)
+def interval(values: pd.Series, n_compared: int = 1) -> str:
+    """Mean, and the half width of the interval of Student's t over the pairs; bold where that leaves out 0.
+
+    With `n_compared` arms compared at once (Bonferroni). Of one pair the difference alone.
+    """
+    mean, low, high = difference(values, n_compared=n_compared)
+    if len(values) == 1:
+        return f"{mean:+.3f}".replace("0.", ".")
     text = f"{mean:+.3f} ± {high - mean:.3f}".replace("0.", ".")
     return f"**{text}**" if low > 0 or high < 0 else text
 

@@ -209,14 +209,24 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
 def test_the_report_pairs_by_seed(tmp_path):
     rows = [
         {"task": "photos", "arm": arm, "seed": seed, "lr": 0.01} | dict.fromkeys(finetune.VALUES, value)
-        for arm, values in (("plain", (0.5, 0.6, 0.7)), ("started", (0.52, 0.61, 0.73)))
+        for arm, values in (("plain", (0.5, 0.6, 0.7)), ("started", (0.52, 0.62, 0.73)))
         for seed, value in enumerate(values)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
-    gains = np.array([0.02, 0.01, 0.03])
+    gains = np.array([0.02, 0.02, 0.03])
     half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(gains)
-    line = next(x for x in finetune.report(tmp_path / "runs.csv").splitlines() if x.startswith("| started over plain"))
-    assert f"| 3 | +{gains.mean():.3f} ± {half:.3f} |" in line
+    tables = finetune.report(tmp_path / "runs.csv")
+    shown = f"**+{gains.mean():.3f} ± {half:.3f}**".replace("0.", ".")
+    assert f"| started | 3 | {shown} |" in tables[0] and "over started" in tables[1]
+    assert f"| started | {shown} / {shown} (3) |" in tables[3]
+
+
+def test_the_log_has_the_tables_that_the_rows_make():
+    log = (FOLDER / "RESEARCH.md").read_text()
+    tables = finetune.report(FOLDER / "results" / "finetune" / "runs.csv")
+    assert len(tables) >= 7
+    for table in tables:
+        assert table in log, f"RESEARCH.md has other figures than `finetune.py --report-only`:\n{table}"
 
 
 # ---- the pretrained network and real data ----
