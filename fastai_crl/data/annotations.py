@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from fastai_crl._checks import offenders
 from fastai_crl.hpa import LABEL_SETS
@@ -199,11 +200,8 @@ class Annotations:
 
     def targets(self, vocab: Sequence[str] | None = None) -> sparse.csr_matrix:
         """Return the labels as (n, C) bool, C the labels of `vocab`."""
-        at = {o: i for i, o in enumerate(self.vocab(vocab))}
-        rows = [sorted({at[o] for o in labels}) for labels in self.labels]
-        indptr = np.r_[0, np.cumsum([len(r) for r in rows])].astype(int)
-        flat = np.array([c for r in rows for c in r], int)
-        return sparse.csr_matrix((np.ones(len(flat), bool), flat, indptr), shape=(len(rows), len(at)))
+        binarizer = MultiLabelBinarizer(classes=self.vocab(vocab), sparse_output=True)
+        return sparse.csr_matrix(binarizer.fit_transform(self.labels), dtype=bool).sorted_indices()
 
     def counts(self) -> Counter[str]:
         """Return the number of images of each label."""
