@@ -9,6 +9,8 @@ import gzip
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,24 +93,24 @@ def reader_of(name: str) -> Reader | None:
 # ---------------------------------------------------------------- opening
 
 
-def _opened(path: str | Path) -> Input:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Input]:
     """Open a regular file, or look at a folder; anything else could wait for ever, or never end."""
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
-        return Input(Path(path))
+        yield Input(Path(path))
+        return
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
-    f = open(path, "rb", buffering=0)  # noqa: SIM115  of a long file two short reads are needed
-    return Input(Path(path), f.read(64), f, found.st_size)
+    with open(path, "rb", buffering=0) as f:  # of a long file two short reads are needed
+        yield Input(Path(path), f.read(64), f, found.st_size)
 
 
 def _source(file: Input, n: int) -> Source:
     if not file.start and not file.is_folder:
         raise ValueError("it is empty")
-    for reader in _READERS:
-        if reader.reads(file):
-            break
-    else:
+    reader = next((r for r in _READERS if r.reads(file)), None)
+    if reader is None:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
     source = reader.source(file, n)
     check_pixels(source.height, source.width)
