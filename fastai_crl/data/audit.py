@@ -235,9 +235,7 @@ def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[Fault]:
 
 def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[Fault]:
     """Return each image that has an earlier one like it, with the earliest of its pixels, or else of its group."""
-    if not prints:
-        return []
-    groups = cluster(([d for d, _ in prints.values()], np.stack([b for _, b in prints.values()])))
+    groups = cluster(([d for d, _ in prints.values()], np.array([b for _, b in prints.values()])))
     exact, near, found = {}, {}, []
     for (i, (digest, _)), group in zip(prints.items(), groups, strict=True):
         if digest in exact:
