@@ -88,9 +88,7 @@ class Annotations:
         Arguments and errors are those of `from_csv`. A plain `pd.read_csv` loses the zeros of "007" and takes labels
         such as "NA" for missing; `from_csv` does not.
         """
-        found = cls._of(
-            frame.copy(), id_col, label_col, label_delim, "the table of rows", list(range(2, len(frame) + 2))
-        )
+        found = cls._of(frame, id_col, label_col, label_delim, "the table of rows", list(range(2, len(frame) + 2)))
         found.require()
         return found
 
