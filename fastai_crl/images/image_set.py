@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,7 +226,7 @@ class ImageSet:
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
 
 
-def in_threads(make: Callable[[Any], Any], items: Sequence[Any], progress: bool = False) -> Iterator[Any]:
+def in_threads(make: Callable[[Any], Any], items: Collection[Any], progress: bool = False) -> Iterator[Any]:
     """Yield `make` of each of `items`, in order, made in more threads than there are cores: they wait for a disk.
 
     Args:
