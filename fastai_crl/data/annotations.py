@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from fastai_crl._checks import offenders
 from fastai_crl.hpa import LABEL_SETS
@@ -36,9 +38,27 @@ class Annotations:
         (['0', '25'], [['25', '0'], ['0'], ['0']])
     """
 
-    def __init__(self, frame: pd.DataFrame, id_col: str, parser: LabelParser, source: str, lines: list[int]):
-        self.frame, self.id_col, self.parser, self.source, self.lines = frame, id_col, parser, source, lines
-        self.ids, self.labels = list(frame[id_col]), parser.all(frame)
+    def __init__(self, frame: pd.DataFrame, id_col: Any, label_col: Any, delim: Any, source: str, lines: list[int]):
+        id_col = column(frame, id_col, "id_col", source)
+        if isinstance(label_col, (str, int, np.integer)):
+            columns: Any = column(frame, label_col, "label_col", source)
+        else:
+            columns = tuple(column(frame, c, "label_col", source) for c in label_col)
+            if not columns or len(set(columns)) < len(columns):
+                raise ValueError(f"label_col={list(label_col)} must name at least one column, and none twice.")
+        self.parser = LabelParser(columns, delim)
+        if frame.empty:
+            raise ValueError(f"{source.capitalize()} has a header but no rows: it needs one row per image.")
+        text = [id_col, columns] if isinstance(columns, str) else [id_col]
+        frame = frame.assign(**{c: frame[c].map(as_text).astype(str) for c in text})
+        if not isinstance(columns, str):
+            for c in columns:
+                values = {v: as_text(v).strip().lower() for v in frame[c].unique()}
+                if bad := [repr(as_text(v)) for v, t in values.items() if t not in BOOLEAN]:
+                    fix = "A column of a label holds 0 and 1, or False and True."
+                    raise ValueError(offenders(f"Values of column {c!r} in {source}", bad, fix))
+        self.frame, self.id_col, self.source, self.lines = frame, id_col, source, lines
+        self.ids, self.labels = list(frame[id_col]), self.parser.all(frame)
 
     @classmethod
     def from_csv(
@@ -72,7 +92,7 @@ class Annotations:
     @classmethod
     def unchecked(cls, csv_file: CsvFile, id_col: Any, label_col: Any, label_delim: Any) -> "Annotations":
         """Return the same without a check of single rows, for a report on all that is wrong with them."""
-        return cls._of(csv_file.frame, id_col, label_col, label_delim, f"csv file {csv_file.file}", csv_file.lines)
+        return cls(csv_file.frame, id_col, label_col, label_delim, f"csv file {csv_file.file}", csv_file.lines)
 
     @classmethod
     def from_frame(
@@ -87,35 +107,9 @@ class Annotations:
         Arguments and errors are those of `from_csv`. A plain `pd.read_csv` loses the zeros of "007" and takes labels
         such as "NA" for missing; `from_csv` does not.
         """
-        found = cls._of(
-            frame.copy(), id_col, label_col, label_delim, "the table of rows", list(range(2, len(frame) + 2))
-        )
+        found = cls(frame, id_col, label_col, label_delim, "the table of rows", list(range(2, len(frame) + 2)))
         found.require()
         return found
-
-    @classmethod
-    def _of(
-        cls, frame: pd.DataFrame, id_col: Any, label_col: Any, delim: Any, source: str, lines: list[int]
-    ) -> "Annotations":
-        id_col = column(frame, id_col, "id_col", source)
-        if isinstance(label_col, (str, int, np.integer)):
-            columns: Any = column(frame, label_col, "label_col", source)
-        else:
-            columns = tuple(column(frame, c, "label_col", source) for c in label_col)
-            if not columns or len(set(columns)) < len(columns):
-                raise ValueError(f"label_col={list(label_col)} must name at least one column, and none twice.")
-        parser = LabelParser(columns, delim)
-        if frame.empty:
-            raise ValueError(f"{source.capitalize()} has a header but no rows: it needs one row per image.")
-        text = [id_col, columns] if isinstance(columns, str) else [id_col]
-        frame = frame.assign(**{c: frame[c].map(as_text).astype(str) for c in text})
-        if not isinstance(columns, str):
-            for c in columns:
-                values = {v: as_text(v).strip().lower() for v in frame[c].unique()}
-                if bad := [repr(as_text(v)) for v, t in values.items() if t not in BOOLEAN]:
-                    fix = "A column of a label holds 0 and 1, or False and True."
-                    raise ValueError(offenders(f"Values of column {c!r} in {source}", bad, fix))
-        return cls(frame, id_col, parser, source, lines)
 
     # ---------------------------------------------------------------- what it holds
 
@@ -158,8 +152,9 @@ class Annotations:
         if lacking := [i for i in self.ids if i not in values.index]:
             fix = "Every image needs a row there: add them, or write the file anew."
             raise ValueError(offenders(f"Ids of {self.source} that {source} lacks", lacking, fix))
-        frame = self.frame.assign(**{name: values[self.ids].to_numpy()})
-        return Annotations(frame, self.id_col, self.parser, self.source, self.lines)
+        joined = copy(self)
+        joined.frame = self.frame.assign(**{name: values[self.ids].to_numpy()})
+        return joined
 
     def vocab(self, vocab: str | Iterable[Any] | None = None) -> list[str]:
         """Return the vocabulary: `vocab` as text, by default the labels found, numbers in order.
@@ -199,11 +194,8 @@ class Annotations:
 
     def targets(self, vocab: Sequence[str] | None = None) -> sparse.csr_matrix:
         """Return the labels as (n, C) bool, C the labels of `vocab`."""
-        at = {o: i for i, o in enumerate(self.vocab(vocab))}
-        rows = [sorted({at[o] for o in labels}) for labels in self.labels]
-        indptr = np.r_[0, np.cumsum([len(r) for r in rows])].astype(int)
-        flat = np.array([c for r in rows for c in r], int)
-        return sparse.csr_matrix((np.ones(len(flat), bool), flat, indptr), shape=(len(rows), len(at)))
+        binarizer = MultiLabelBinarizer(classes=self.vocab(vocab), sparse_output=True)
+        return sparse.csr_matrix(binarizer.fit_transform(self.labels), dtype=bool).sorted_indices()
 
     def counts(self) -> Counter[str]:
         """Return the number of images of each label."""

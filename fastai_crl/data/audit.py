@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastprogress.fastprogress import progress_bar
 from skimage.exposure import is_low_contrast
 
 from fastai_crl.images.duplicates import cluster, fingerprint
-from fastai_crl.images.image_set import ImageSet, check_images
+from fastai_crl.images.image_set import ImageSet, check_images, in_threads
 from fastai_crl.images.levels import lost_levels
 
 from .annotations import Annotations
@@ -198,15 +196,12 @@ def check(
     problems += [Fault("image without row", id=i) for i in sorted(unnamed)]
 
     histogram, sizes, prints = np.zeros((len(channels), 256), np.int64), {}, {}
-    with ThreadPoolExecutor() as pool:
-        inspected = pool.map(lambda i: _inspect(images, i), ids)
-        for i, image in zip(
-            ids, progress_bar(inspected, len(ids), leave=False) if progress else inspected, strict=True
-        ):
-            problems += image.problems
-            histogram += image.histogram
-            if image.fingerprint is not None:
-                sizes[i], prints[i] = image.size, image.fingerprint
+    inspected = in_threads(lambda i: _inspect(images, i), ids, progress)
+    for i, image in zip(ids, inspected, strict=True):
+        problems += image.problems
+        histogram += image.histogram
+        if image.fingerprint is not None:
+            sizes[i], prints[i] = image.size, image.fingerprint
     problems += _odd_sizes(sizes) + _duplicates(prints)
     problems += [Fault("grey levels lost", lost, channel=c) for c, lost in lost_levels(images, list(prints)).items()]
     # Files that no row names are never loaded.
@@ -240,9 +235,7 @@ def _odd_sizes(sizes: dict[str, tuple[int, int]]) -> list[Fault]:
 
 def _duplicates(prints: dict[str, tuple[bytes, np.ndarray]]) -> list[Fault]:
     """Return each image that has an earlier one like it, with the earliest of its pixels, or else of its group."""
-    if not prints:
-        return []
-    groups = cluster(([d for d, _ in prints.values()], np.stack([b for _, b in prints.values()])))
+    groups = cluster(([d for d, _ in prints.values()], np.array([b for _, b in prints.values()])))
     exact, near, found = {}, {}, []
     for (i, (digest, _)), group in zip(prints.items(), groups, strict=True):
         if digest in exact:

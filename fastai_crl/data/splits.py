@@ -26,8 +26,18 @@ class Split(Protocol):
         """Return the positions of the validation rows."""
 
 
+class _Drawn:
+    """A split that is drawn: its share is checked."""
+
+    valid_pct: float
+
+    def __post_init__(self):
+        if isinstance(self.valid_pct, (bool, str)) or not 0 <= self.valid_pct < 1:
+            raise ValueError(f"valid_pct={self.valid_pct!r} must be a share of the images, at least 0 and below 1.")
+
+
 @dataclass(frozen=True)
-class RandomSplit:
+class RandomSplit(_Drawn):
     """A share of the rows, drawn as fastai's `RandomSplitter` draws them; 0 trains on all.
 
     Args:
@@ -43,9 +53,6 @@ class RandomSplit:
     valid_pct: float = 0.2
     seed: int | None = 42
 
-    def __post_init__(self):
-        _check_share(self.valid_pct)
-
     def rows(self, annotations: Annotations) -> list[int]:
         """Return the positions of the validation rows."""
         if self.valid_pct == 0:
@@ -54,7 +61,7 @@ class RandomSplit:
 
 
 @dataclass(frozen=True)
-class GroupSplit:
+class GroupSplit(_Drawn):
     """A share of the groups of a column, for instance of patients or source pictures: none is on both sides.
 
     Args:
@@ -73,9 +80,6 @@ class GroupSplit:
     valid_pct: float = 0.2
     seed: int | None = 42
 
-    def __post_init__(self):
-        _check_share(self.valid_pct)
-
     def rows(self, annotations: Annotations) -> list[int]:
         """Return the positions of the validation rows.
 
@@ -90,7 +94,7 @@ class GroupSplit:
 
 
 @dataclass(frozen=True)
-class StratifiedSplit:
+class StratifiedSplit(_Drawn):
     """A share of each label's images, of whole groups with `group_col`; each label on both sides, where possible.
 
     Groups move for the sake of a label as long as validation has at most half again its share. Labels of which no
@@ -110,9 +114,6 @@ class StratifiedSplit:
     valid_pct: float = 0.2
     seed: int | None = 42
     group_col: str | None = None
-
-    def __post_init__(self):
-        _check_share(self.valid_pct)
 
     def rows(self, annotations: Annotations) -> list[int]:
         """Return the positions of the validation rows.
@@ -267,11 +268,6 @@ def validation_rows(split: Split | Callable[[Any], Any], annotations: Annotation
             by = f"column {split.valid_col if isinstance(split, ColumnSplit) else split.fold_col!r}"
         raise ValueError(f"{by} puts {len(rows)} of {n} images into validation: both sides need at least one.")
     return rows
-
-
-def _check_share(valid_pct: float) -> None:
-    if isinstance(valid_pct, (bool, str)) or not 0 <= valid_pct < 1:
-        raise ValueError(f"valid_pct={valid_pct!r} must be a share of the images, at least 0 and below 1.")
 
 
 def _groups(annotations: Annotations, group_col: str) -> pd.Series:

@@ -109,7 +109,6 @@ def make_folds(
 
 def _join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the groups (n,) of images that share a group of `a` or of `b`, or are linked by a chain of such."""
-    link = coo_array((np.ones(len(a), bool), (a, b)), shape=(a.max() + 1, b.max() + 1))
-    n = link.shape[0]
-    graph = coo_array((link.data, (link.row, link.col + n)), shape=(n + link.shape[1],) * 2)
+    n = a.max() + 1
+    graph = coo_array((np.ones(len(a), bool), (a, b + n)), shape=(n + b.max() + 1,) * 2)
     return pd.factorize(connected_components(graph, directed=False)[1][a])[0]

@@ -1,7 +1,6 @@
 """What is done to batches of multi-channel images: statistics for normalising, checks of augmentation."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastcore.foundation import L
 
 from fastai_crl._checks import offenders
 from fastai_crl.hpa import HPA_CHANNELS, HPA_MEAN, HPA_STD
+from fastai_crl.images.image_set import in_threads
 from fastai_crl.images.open import OpenMultiChannel
 
 Stats = tuple[Sequence[float], Sequence[float]]
@@ -60,8 +60,7 @@ def _measure(prefixes: list[Path], opener: OpenMultiChannel, seed: int | None, n
         x = opener(prefixes[i]).numpy().reshape(len(opener.channels), -1) / 255.0
         return np.stack([np.full(len(x), x.shape[1]), x.sum(1), (x * x).sum(1)])
 
-    with ThreadPoolExecutor() as pool:
-        count, total, square = sum(pool.map(moments, picked.tolist()))
+    count, total, square = sum(in_threads(moments, picked.tolist()))
     mean = total / count
     # A channel that is constant has no spread; 1e-3 (a quarter of a grey level) keeps it finite.
     return mean.tolist(), np.sqrt(np.maximum(square / count - mean**2, 1e-6)).tolist()

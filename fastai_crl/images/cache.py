@@ -63,7 +63,9 @@ def pack(
     text = json.dumps(what)
     digest = blake2b(text.encode(), digest_size=6).hexdigest()
     path = cache / f"{images.folder.name}-{shape[2]}x{shape[3]}-{digest}"
-    if (packed := _finished(path, text, images)) is not None:
+    packed = reopen(path, images.folder)
+    # Of other images, if put in its place. To a finished one nothing is written, as it may be read-only.
+    if packed is not None and (path / WHAT).read_text() == text and not len(packed.changed(np.arange(len(packed)))):
         return packed
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -80,14 +82,6 @@ def pack(
             f"No space for the packed cache {path} of {np.prod(shape) / 2**30:.3g} GiB ({e.strerror}): free some, or "
             "pass cache= on another disk or a smaller size=. What is packed is kept; the next call goes on",
         ) from e
-
-
-def _finished(path: Path, text: str, images: ImageSet) -> Packed | None:
-    """Return the cache if nothing has to be written to it, as it may be read-only."""
-    packed = reopen(path, images.folder)
-    if packed is None or (path / WHAT).read_text() != text:  # of other images, put in its place
-        return None
-    return None if len(packed.changed(np.arange(len(packed)))) else packed
 
 
 def _fill(path: Path, text: str, shape: tuple[int, ...], images: ImageSet, ids: list[str], progress: bool) -> None:

@@ -1,18 +1,16 @@
 """Images that occur twice: fingerprints of their pixels, exact and perceptual, and the groups these make."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
-from fastprogress.fastprogress import progress_bar
 from imagehash import phash
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-from .image_set import ImageSet, check_images
+from .image_set import ImageSet, check_images, in_threads
 
 # A digest of the pixels and a perceptual hash, per image: n digests, hashes (n, 64 per channel) bool.
 Fingerprints = tuple[list[bytes], np.ndarray]
@@ -49,9 +47,7 @@ def fingerprints(images: ImageSet, ids: Iterable[str], progress: bool = True) ->
         ValueError: an unreadable one.
     """
     ids, images = list(ids), images.with_(size=None)
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda i: fingerprint(images.open(i).numpy()), ids)
-        found = list(progress_bar(found, len(ids), leave=False) if progress else found)
+    found = list(in_threads(lambda i: fingerprint(images.open(i).numpy()), ids, progress))
     return [d for d, _ in found], np.array([b for _, b in found], bool).reshape(len(ids), 64 * len(images.channels))
 
 

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,11 +169,8 @@ class ImageSet:
         check_once(ids)
         wanted = [self.names(i) for i in ids]
         self._require([f for w in wanted for f in w], names)
-        with ThreadPoolExecutor() as pool:  # more than there are cores: they wait for a disk side by side
-            probes = pool.map(self._probe, wanted)
-            found = list(progress_bar(probes, len(ids), leave=False) if len(ids) > 5000 else probes)
         damaged, odd, sizes = [], [], []
-        for i, (hw, bad) in zip(ids, found, strict=True):
+        for i, (hw, bad) in zip(ids, in_threads(self._probe, wanted, len(ids) > 5000), strict=True):
             damaged += bad
             sizes += hw[:1]
             if len(set(hw)) > 1:
@@ -205,8 +202,7 @@ class ImageSet:
                 return str(e)
 
         ids = list(ids)
-        with ThreadPoolExecutor() as pool:
-            return {i: reason for i, reason in zip(ids, pool.map(why, ids), strict=True) if reason is not None}
+        return {i: reason for i, reason in zip(ids, in_threads(why, ids), strict=True) if reason is not None}
 
     def _probe(self, files: list[str]) -> tuple[list[tuple[int, int]], list[str]]:
         """Return (height, width) of the readable files of an image, and the names of the others with the reason."""
@@ -228,6 +224,19 @@ class ImageSet:
             if there := [form for form in ("NFC", "NFD") if unicodedata.normalize(form, missing[0]) in names]:
                 fix = f"They are there in another Unicode form: unicodedata.normalize({there[0]!r}, id)."
             raise FileNotFoundError(offenders(f"Missing channel files in {self.folder}", missing, fix))
+
+
+def in_threads(make: Callable[[Any], Any], items: Collection[Any], progress: bool = False) -> Iterator[Any]:
+    """Yield `make` of each of `items`, in order, made in more threads than there are cores: they wait for a disk.
+
+    Args:
+        make: of one item.
+        items: of which each is made.
+        progress: show a progress bar.
+    """
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(make, items)
+        yield from progress_bar(made, len(items), leave=False) if progress else made
 
 
 def check_once(ids: Iterable[str]) -> None:

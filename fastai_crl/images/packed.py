@@ -14,7 +14,6 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import torch
 from fastai_crl._checks import offenders
 from fastai_crl._fastai import shared_bytes
 
-from .image_set import ImageSet
+from .image_set import ImageSet, in_threads
 from .tensor import TensorMultiChannel
 
 IMAGES, ROWS, WHAT = "images.npy", "rows.npy", "cache.json"
@@ -79,9 +78,8 @@ def changed(marks: np.ndarray, images: ImageSet, ids: Sequence[str]) -> tuple[np
     now = np.where(now == 0, marks["files"], now)
     rows = np.flatnonzero((marks["files"] != now) | (now == 0))
     if len(rows):
-        with ThreadPoolExecutor() as pool:
-            same = pool.map(lambda r: marks[r]["files"] and marks[r]["bytes"] == content(images.files(ids[r])), rows)
-            rows = rows[~np.fromiter(same, bool, len(rows))]
+        same = in_threads(lambda r: marks[r]["files"] and marks[r]["bytes"] == content(images.files(ids[r])), rows)
+        rows = rows[~np.fromiter(same, bool, len(rows))]
     return now, rows
 
 
@@ -204,9 +202,8 @@ class Packed:
             self._read([row], pixels)
             return zlib.crc32(pixels) == self.marks[row]["pixels"]
 
-        with ThreadPoolExecutor() as pool:
-            bad = [i for i, good in zip(self.ids, pool.map(fits, range(len(self))), strict=True) if not good]
-        if bad:
+        rows = range(len(self))
+        if bad := [i for i, good in zip(self.ids, in_threads(fits, rows), strict=True) if not good]:
             fix = f"Delete {self.path}: the next call packs them again."
             raise ValueError(offenders(f"Damaged images in {self.path}", bad, fix))
 

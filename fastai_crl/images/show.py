@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from fastai.data.core import show_batch, show_results
@@ -29,18 +29,13 @@ _FONT, _TITLE_FONT = 8, 11
 # ---------------------------------------------------------------- drawing
 
 
-class _Panel(NamedTuple):
-    """What `TensorMultiChannel.show` draws: channels, their colours where they are given, and the channel's name."""
-
-    channels: list[str]
-    colors: Sequence[Color] | None
-    name: str = ""
-
-
-def _panels(image: TensorMultiChannel, channels: Any, split: Any, colors: Sequence[Color] | None) -> list[_Panel]:
+def _panels(
+    image: TensorMultiChannel, channels: Any, split: Any, colors: Sequence[Color] | None
+) -> list[tuple[list[str], Sequence[Color] | None, str]]:
     """Return the panels of one image: `channels` together, and of `split` each alone, in the colour that it has there.
 
-    By name: a position may be the name of another channel.
+    A panel is what `TensorMultiChannel.show` draws, channels and their colours where they are given, and the channel's
+    name. By name: a position may be the name of another channel.
     """
     names = channel_names(image.channels, len(image))
     drawn = positions(channels, names)
@@ -48,8 +43,8 @@ def _panels(image: TensorMultiChannel, channels: Any, split: Any, colors: Sequen
     own = {} if colors is None else dict(zip(drawn, colors, strict=False))
     named = len(L(image.channels)) == len(image)
     return [
-        _Panel([names[c] for c in drawn], colors),
-        *(_Panel([names[c]], [own[c]] if c in own else None, names[c] if named else str(c)) for c in alone),
+        ([names[c] for c in drawn], colors, ""),
+        *(([names[c]], [own[c]] if c in own else None, names[c] if named else str(c)) for c in alone),
     ]
 
 
@@ -98,12 +93,12 @@ def draw_images(
     axes = iter(ctxs)
     drawn = []
     for image, lines, parts in zip(images, captions, panels, strict=True):
-        for i, part in enumerate(parts):
-            ax = image.show(next(axes), part.channels, stretch, part.colors, **kwargs)
+        for i, (own, paints, name) in enumerate(parts):
+            ax = image.show(next(axes), own, stretch, paints, **kwargs)
             if i == 0:
                 _write(ax, lines, len(parts))
             else:
-                ax.text(0.03, 0.97, part.name, color="white", fontsize=_FONT, va="top", transform=ax.transAxes)
+                ax.text(0.03, 0.97, name, color="white", fontsize=_FONT, va="top", transform=ax.transAxes)
             drawn.append(ax)
     return drawn
 
@@ -214,27 +209,20 @@ def show_batch(  # noqa: F811
 
 @dispatch
 def show_results(  # noqa: F811
-    x: TensorMultiChannel, y: TensorMultiCategory, samples, outs, ctxs=None, max_n=9, **kwargs
+    x: TensorMultiChannel, y: TensorCategory | TensorMultiCategory, samples, outs, ctxs=None, max_n=9, **kwargs
 ):
     """`learn.show_results()`: labels found, missed and falsely given; options as for `draw_images`.
 
-    What fastai hands over are decisions, not probabilities: `show_predictions` has those.
+    With one label per image, that label, and below it the predicted one, coloured by whether they agree. What fastai
+    hands over are decisions, not probabilities: `show_predictions` has those.
     """
     captions = []
-    for wanted, given in zip(samples.itemgot(1)[:max_n], outs.itemgot(0), strict=False):
-        wanted, given = _shown(wanted), _shown(given)
-        names = list(dict.fromkeys([*wanted, *given]))
-        captions.append(prediction_lines(None, [n in given for n in names], [n in wanted for n in names], names))
-    return draw_images(samples.itemgot(0)[:max_n], captions, ctxs, **kwargs)
-
-
-@dispatch
-def show_results(  # noqa: F811
-    x: TensorMultiChannel, y: TensorCategory, samples, outs, ctxs=None, max_n=9, **kwargs
-):
-    """`learn.show_results()`: the label, below it the predicted one, coloured by whether they agree."""
-    captions = []
-    for wanted, given in zip(samples.itemgot(1)[:max_n], outs.itemgot(0), strict=False):
-        color = FOUND if wanted == given else FALSE
-        captions.append([(name, color) for name in (*_shown(wanted), *_shown(given))])
+    for target, output in zip(samples.itemgot(1)[:max_n], outs.itemgot(0), strict=False):
+        wanted, given = _shown(target), _shown(output)
+        if isinstance(y, TensorMultiCategory):
+            names = list(dict.fromkeys([*wanted, *given]))
+            captions.append(prediction_lines(None, [n in given for n in names], [n in wanted for n in names], names))
+        else:
+            color = FOUND if target == output else FALSE
+            captions.append([(name, color) for name in (*wanted, *given)])
     return draw_images(samples.itemgot(0)[:max_n], captions, ctxs, **kwargs)

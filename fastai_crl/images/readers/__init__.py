@@ -9,6 +9,8 @@ import gzip
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,24 +93,36 @@ def reader_of(name: str) -> Reader | None:
 # ---------------------------------------------------------------- opening
 
 
-def _opened(path: str | Path) -> Input:
-    """Open a regular file, or look at a folder; anything else could wait for ever, or never end."""
-    found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
-        return Input(Path(path))
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
-    f = open(path, "rb", buffering=0)  # noqa: SIM115  of a long file two short reads are needed
-    return Input(Path(path), f.read(64), f, found.st_size)
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Input]:
+    """Open a regular file, or look at a folder; anything else could wait for ever, or never end.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: whatever else goes wrong while it is open; the reason.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            yield Input(Path(path))
+        elif stat.S_ISREG(found.st_mode):
+            with open(path, "rb", buffering=0) as f:  # of a long file two short reads are needed
+                yield Input(Path(path), f.read(64), f, found.st_size)
+        else:
+            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a regular file")
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError as e:
+        raise ValueError(_UNKNOWN) from e
+    except Exception as e:  # decoders raise about anything on damaged bytes
+        raise ValueError(str(e) or type(e).__name__) from e
 
 
 def _source(file: Input, n: int) -> Source:
     if not file.start and not file.is_folder:
         raise ValueError("it is empty")
-    for reader in _READERS:
-        if reader.reads(file):
-            break
-    else:
+    reader = next((r for r in _READERS if r.reads(file)), None)
+    if reader is None:
         raise ValueError("it is a folder, and no reader takes it" if file.is_folder else _UNKNOWN)
     source = reader.source(file, n)
     check_pixels(source.height, source.width)
@@ -123,12 +137,6 @@ def _source(file: Input, n: int) -> Source:
             f"it holds {source.planes} channels where {n} are expected, pass channels= and pattern= that fit"
         )
     return source
-
-
-def _reason(e: Exception) -> str:
-    if isinstance(e, UnidentifiedImageError):
-        return _UNKNOWN
-    return str(e) or type(e).__name__
 
 
 def _decode(source: Source, n: int, full: int | None) -> tuple[np.ndarray, int]:
@@ -164,18 +172,13 @@ def header(file: str | Path, n: int = 1, full: int | None = None) -> tuple[int, 
         FileNotFoundError: no such file.
         ValueError: a file that cannot be read or does not hold `n` channels; the reason, not the file's name.
     """
-    try:
-        with _opened(file) as opened:
-            source = _source(opened, n)
-            if source.intact and not source.planes == 4 > n:  # alpha, that must be opaque
-                white_of(source.dtype, source.white, full)
-            else:
-                _decode(source, n, full)
-            return source.height, source.width
-    except FileNotFoundError:
-        raise
-    except Exception as e:  # decoders raise about anything on damaged bytes
-        raise ValueError(_reason(e)) from e
+    with _opened(file) as opened:
+        source = _source(opened, n)
+        if source.intact and not source.planes == 4 > n:  # alpha, that must be opaque
+            white_of(source.dtype, source.white, full)
+        else:
+            _decode(source, n, full)
+        return source.height, source.width
 
 
 def read_values(file: str | Path, n: int = 1, full: int | None = None) -> tuple[np.ndarray, int]:
@@ -188,8 +191,8 @@ def read_values(file: str | Path, n: int = 1, full: int | None = None) -> tuple[
             return _decode(_source(opened, n), n, full)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Image file {file} does not exist: every image needs all its files.") from e
-    except Exception as e:  # decoders raise about anything on damaged bytes
-        message = f"Image file {file} cannot be read ({_reason(e)}): replace the file or leave its id out."
+    except ValueError as e:
+        message = f"Image file {file} cannot be read ({e}): replace the file or leave its id out."
         raise ValueError(message) from e
 
 

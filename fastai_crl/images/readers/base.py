@@ -35,13 +35,6 @@ class Input:
     stream: BinaryIO | None = None
     size: int = 0
 
-    def __enter__(self) -> Input:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.close()
-
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder."""
