@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -50,16 +49,6 @@ def as_text(x: Any, depth: int = 4) -> str:
     held |= dict(x.named_children()) if isinstance(x, nn.Module) else {}
     inside = ", ".join(f"{k}={as_text(v, depth - 1)}" for k, v in held.items()) if depth else "..."
     return f"{type(x).__name__}({inside})"
-
-
-@dataclass
-class Outcome:
-    """What a run gave: probabilities (n, C) and targets, None where it diverged; whose first weights it had."""
-
-    probs: np.ndarray | None
-    targets: np.ndarray | None
-    seconds: float
-    weights: str
 
 
 @dataclass
@@ -148,7 +137,7 @@ class Arm:
 
     def run(
         self, dls: DataLoaders, seed: int, fit: Fit, dl: Any = None, like: Arm | None = None, lr: float | None = None
-    ) -> Outcome:
+    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
         """Train from a seed, and predict.
 
         Args:
@@ -158,8 +147,11 @@ class Arm:
             dl: loader to predict; None: that of validation.
             like: the arm whose weights it starts from, where they are drawn alike.
             lr: learning rate, `learn.lr`; None: the learner's own.
+
+        Returns:
+            Probabilities (n, C) and targets, None where it diverged; whose first weights it had.
         """
-        begun, weights, start = time.perf_counter(), "shared", {}
+        weights, start = "shared", {}
         if like is not None and not self.shares_weights_of(like):
             weights = "own: drawn otherwise than those of " + like.name
         elif like is not None and self._drawn != like._drawn:  # the same network, made after other random numbers
@@ -181,7 +173,7 @@ class Arm:
             probs = targets = None
             if all(bool(x.isfinite().all()) for x in values):
                 probs, targets = (x.numpy() for x in predict_probabilities(learn, dl=dl, need_targets=True))
-            return Outcome(probs, targets, time.perf_counter() - begun, weights)
+            return probs, targets, weights
 
 
 def _spread(x: Tensor) -> float:

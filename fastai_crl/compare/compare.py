@@ -17,7 +17,7 @@ from fastai_crl.learner import CRLLearner
 from fastai_crl.task import check_dls
 
 from .answer import Comparison
-from .arm import Arm, Fit, Outcome, as_text
+from .arm import Arm, Fit, as_text
 from .data import Data
 from .rows import Runs, digest
 from .stats import MEASURES, Measured, measure
@@ -229,10 +229,12 @@ class _Rounds:
         key, data = self._key(arm, seed, lr), self.data if lr is None else self.part
         like = self.arms[0] if arm is not self.arms[0] else None
         rate = None if key[2] == "own" else key[2]
-        found: Outcome = arm.run(data.dls, seed, self.fit, data.dl, like, rate)
-        if found.targets is not None:
-            data.check(found.targets)
-        probs = np.full(data.true.shape, np.nan, np.float32) if found.probs is None else found.probs
+        begun = perf_counter()
+        probs, targets, weights = arm.run(data.dls, seed, self.fit, data.dl, like, rate)
+        seconds = perf_counter() - begun
+        if targets is not None:
+            data.check(targets)
+        probs = np.full(data.true.shape, np.nan, np.float32) if probs is None else probs
         others = [self._key(arm, seed, other) for other in self.rates] if lr is not None else []
         if any(
             np.array_equal(probs, self.runs.arrays(other)["probs"]) for other in others if self.runs.finished(other)
@@ -242,7 +244,7 @@ class _Rounds:
                 "as in `lambda learn: learn.fine_tune(5, learn.lr)`, or leave lrs= out."
             )
         values = _measure(data, probs).values
-        row = {"seconds": found.seconds, "weights": found.weights, "measured": data.measured}
+        row = {"seconds": seconds, "weights": weights, "measured": data.measured}
         self.runs.add(key, values | row, {"probs": probs})
 
     def answer(self) -> Comparison:
