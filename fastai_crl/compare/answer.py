@@ -21,6 +21,7 @@ from .stats import MEASURES, Difference, Measured, difference
 
 COLORS = plt.get_cmap("tab10").colors
 _SHOWN = MEASURES[:3]  # in the table that is printed after a round
+_DIFFERENCE = ("difference", "low", "high")  # columns, of a `Difference`
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Comparison:
                 found = None if arm == self.plain else self.difference(arm, measure)
                 row[measure, "mean"] = self.mean(arm, measure)
                 ends = (np.nan,) * 3 if found is None else found
-                row |= {(measure, name): v for name, v in zip(("difference", "low", "high"), ends, strict=True)}
+                row |= {(measure, name): v for name, v in zip(_DIFFERENCE, ends, strict=True)}
             rows[arm] = row
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.columns = pd.MultiIndex.from_tuples(frame.columns)
@@ -97,16 +98,12 @@ class Comparison:
         plain = [self.measured[self.plain, s].ap for s in self._seeds(self.plain)]
         table["", f"AP, {self.plain}"] = np.mean(plain, 0)
         for arm in list(self.arms)[1:]:
-            seeds = self._seeds(arm, self.plain)
-            pairs = [(self.measured[arm, s], self.measured[self.plain, s]) for s in seeds]
-            each = [
-                difference(
-                    [a.ap[c] - b.ap[c] for a, b in pairs], [(a.ap_influence - b.ap_influence)[:, c] for a, b in pairs]
-                )
-                for c in range(len(self.labels) if pairs else 0)
-            ]
-            for i, name in enumerate(("difference", "low", "high") if pairs else ()):
-                table[arm, name] = [d[i] for d in each]
+            if seeds := self._seeds(arm, self.plain):
+                pairs = [(self.measured[arm, s], self.measured[self.plain, s]) for s in seeds]
+                values = np.stack([a.ap - b.ap for a, b in pairs], 1)
+                influence = np.stack([(a.ap_influence - b.ap_influence).T for a, b in pairs], 1)
+                columns = zip(*map(difference, values, influence), strict=True)
+                table |= {(arm, name): column for name, column in zip(_DIFFERENCE, columns, strict=True)}
         return pd.DataFrame(table, index=pd.Index(list(self.labels), name="label"))
 
     @property
@@ -141,26 +138,26 @@ class Comparison:
         return " ".join([*said, f"Train with: {self.arms[best]}"])
 
     # ---- shown ----
-    def _table(self, measures: Sequence[str], bold: str, end: str) -> pd.DataFrame:
-        """Texts of means and differences, an arm a row: `bold` is around what is more than noise, `end` before ends."""
+    def _table(self, measures: Sequence[str], end: str) -> pd.DataFrame:
+        """Texts of means and differences, an arm a row: `end` before ends."""
         rows = {}
         for arm in self.arms:
             rows[arm] = {"seeds": len(self._seeds(arm)), **{m: f"{self.mean(arm, m):.3f}" for m in measures}}
             for m in measures if arm != self.plain else ():
                 if (found := self.difference(arm, m)) is not None:
-                    rows[arm][m] += end + str(found).replace("**", bold).replace(" (", f"{end}(")
+                    rows[arm][m] += end + str(found).replace("**", "").replace(" (", f"{end}(")
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __str__(self) -> str:
-        return self._table(_SHOWN, "", " ").to_string()
+        return self._table(_SHOWN, " ").to_string()
 
     def plot(self) -> Figure:
         """Draw each arm's difference to plain, with its interval: a panel for each measure, a colour for each arm."""
         arms = list(self.arms)[1:]
-        means = {m: self.mean(self.plain, m) for m in MEASURES}
-        found = {m: {arm: d for arm in arms if (d := self.difference(arm, m)) is not None} for m in MEASURES}
-        titles = {m: f"{m}{' (lower is better)' * (m == MEASURES[-1])}\n{self.plain}: {means[m]:.3f}" for m in MEASURES}
-        panels = {titles[m]: of_arm for m, of_arm in found.items()}
+        panels = {}
+        for m in MEASURES:
+            title = f"{m}{' (lower is better)' * (m == MEASURES[-1])}\n{self.plain}: {self.mean(self.plain, m):.3f}"
+            panels[title] = {arm: d for arm in arms if (d := self.difference(arm, m)) is not None}
         title = f"Difference to {self.plain}, 95 % intervals; filled: more than noise"
         return plot_differences([panels], self._colors(), title)
 
@@ -168,7 +165,7 @@ class Comparison:
         return {arm: COLORS[i % len(COLORS)] for i, arm in enumerate(self.arms)}
 
     def _repr_html_(self) -> str:
-        table = self._table(MEASURES, "", "<br>")
+        table = self._table(MEASURES, "<br>")
         table.insert(1, "learning rate", self.runs.groupby("arm")["lr"].first())
         squares = [f'<span style="color:{to_hex(color)}">&#9632;</span>' for color in self._colors().values()]
         table.index = [f"{square} {html.escape(arm)}" for square, arm in zip(squares, self.arms, strict=True)]

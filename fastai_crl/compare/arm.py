@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -53,16 +52,6 @@ def as_text(x: Any, depth: int = 4) -> str:
 
 
 @dataclass
-class Outcome:
-    """What a run gave: probabilities (n, C) and targets, None where it diverged; whose first weights it had."""
-
-    probs: np.ndarray | None
-    targets: np.ndarray | None
-    seconds: float
-    weights: str
-
-
-@dataclass
 class Arm:
     """A name, and a function of data loaders that makes a learner.
 
@@ -77,8 +66,7 @@ class Arm:
     make: Callable[[DataLoaders], Learner]
     facts: dict[str, str] = field(default_factory=dict)
     epochs: int = 0
-    _drawn: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
-    _first: dict[str, str] = field(default_factory=dict)
+    _drawn: dict[str, tuple[tuple[int, ...], str, float]] = field(default_factory=dict)  # shape, text, spread
 
     @property
     def code(self) -> str:
@@ -133,15 +121,14 @@ class Arm:
                     "let its function make the network too."
                 )
             second = {name: as_text(x) for name, x in learn.model.state_dict().items()}
-        self._drawn = {name: (shape, std) for name, (shape, text, std) in first.items() if second[name] != text}
-        self._first = {name: first[name][1] for name in self._drawn}
+        self._drawn = {name: drawn for name, drawn in first.items() if second[name] != drawn[1]}
 
     def shares_weights_of(self, other: Arm) -> bool:
         """Whether all weights that are drawn at random are drawn alike: of the same names, shapes and spread."""
-        if {k: shape for k, (shape, _) in self._drawn.items()} != {k: shape for k, (shape, _) in other._drawn.items()}:
+        if self._drawn.keys() != other._drawn.keys():
             return False
-        pairs = ((std, other._drawn[name][1]) for name, (_, std) in self._drawn.items())
-        return all(0.8 < (a + 1e-12) / (b + 1e-12) < 1.25 for a, b in pairs)
+        pairs = ((mine, other._drawn[name]) for name, mine in self._drawn.items())
+        return all(a[0] == b[0] and 0.8 < (a[2] + 1e-12) / (b[2] + 1e-12) < 1.25 for a, b in pairs)
 
     def drawn(self, dls: DataLoaders, seed: int) -> dict[str, Tensor]:
         """Return the weights that a seed draws, on the CPU."""
@@ -150,7 +137,7 @@ class Arm:
 
     def run(
         self, dls: DataLoaders, seed: int, fit: Fit, dl: Any = None, like: Arm | None = None, lr: float | None = None
-    ) -> Outcome:
+    ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
         """Train from a seed, and predict.
 
         Args:
@@ -160,11 +147,14 @@ class Arm:
             dl: loader to predict; None: that of validation.
             like: the arm whose weights it starts from, where they are drawn alike.
             lr: learning rate, `learn.lr`; None: the learner's own.
+
+        Returns:
+            Probabilities (n, C) and targets, None where it diverged; whose first weights it had.
         """
-        begun, weights, start = time.perf_counter(), "shared", {}
+        weights, start = "shared", {}
         if like is not None and not self.shares_weights_of(like):
             weights = "own: drawn otherwise than those of " + like.name
-        elif like is not None and self._first != like._first:  # the same network, made after other random numbers
+        elif like is not None and self._drawn != like._drawn:  # the same network, made after other random numbers
             start = like.drawn(dls, seed)
         with self.learner(dls, seed) as learn:
             with torch.no_grad():
@@ -183,7 +173,7 @@ class Arm:
             probs = targets = None
             if all(bool(x.isfinite().all()) for x in values):
                 probs, targets = (x.numpy() for x in predict_probabilities(learn, dl=dl, need_targets=True))
-            return Outcome(probs, targets, time.perf_counter() - begun, weights)
+            return probs, targets, weights
 
 
 def _spread(x: Tensor) -> float:

@@ -17,7 +17,7 @@ from fastai_crl.learner import CRLLearner
 from fastai_crl.task import check_dls
 
 from .answer import Comparison
-from .arm import Arm, Fit, Outcome, as_text
+from .arm import Arm, Fit, as_text
 from .data import Data
 from .rows import Runs, digest
 from .stats import MEASURES, Measured, measure
@@ -120,8 +120,9 @@ class _Rounds:
     def __init__(
         self, runs: Runs, arms: list[Arm], data: Data, fit: Fit, fit_text: str, rates: list[Any], minutes: float
     ):
-        self.runs, self.arms, self.data, self.fit, self.rates = runs, arms, data, fit, rates
-        self.minutes, self.measured, self.begun = minutes, {}, perf_counter()
+        self.runs, self.arms, self.data, self.fit, self.minutes = runs, arms, data, fit, minutes
+        self.lr, self.rates = rates[0], rates if len(rates) > 1 else []  # those to choose from
+        self.measured, self.begun = {}, perf_counter()
         if data.unknown:
             few = f"Fewer than two of the {data.measured}, or all of them, have"
             print(f"{few} {', '.join(data.unknown)}: left out of all measures.")
@@ -129,7 +130,7 @@ class _Rounds:
             arm.look(data.dls, fit)
             arm.facts |= {"fit": fit_text, "epochs": str(arm.epochs), "learning rates": str(rates)}
         runs.bind({"data": data.facts, **{f"arm {arm.name!r}": arm.facts for arm in arms}})
-        self.part = data.part() if len(rates) > 1 else None
+        self.part = data.part() if self.rates else data
 
     def __call__(self, seeds: int) -> Comparison:
         planned = 0
@@ -147,7 +148,7 @@ class _Rounds:
 
     def _train(self, rounds: int) -> bool:
         """Run what is missing of the choice of rates and of rounds; False where the time was over before."""
-        tuning = [(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates if len(self.rates) > 1]
+        tuning = [(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates]
         jobs = [*tuning, *((arm, seed, None) for seed in range(rounds) for arm in self.arms)]
         missing = [job for job in jobs if not self._finished(*job)]
         bar, each = progress_bar(missing), 0.0
@@ -176,38 +177,31 @@ class _Rounds:
     def _plan(self, seeds: int, each: float, planned: int = 0) -> int:
         """Return the rounds that fit into what is left of the time, where they are more than planned with the plan."""
         n, minute, given = len(self.arms), each / 60, self.minutes - (perf_counter() - self.begun) / 60
-        tuning = n * len(self.rates) if len(self.rates) > 1 else 0
-        tuned = sum(self._finished(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates) if tuning else 0
+        tuned = sum(self._finished(arm, _TUNING_SEED, lr) for arm in self.arms for lr in self.rates)
         missing = [sum(not self._finished(arm, seed, None) for arm in self.arms) for seed in range(seeds)]
-        left, spent = 0, (tuning - tuned) * minute
-        for runs in missing:
-            spent += runs * minute
-            if runs and spent > given:
-                break
-            left += 1
+        spent = (n * len(self.rates) - tuned + np.cumsum(missing)) * minute  # by the end of each round
+        left = next((i for i, runs in enumerate(missing) if runs and spent[i] > given), seeds)
         if left and left <= planned:
             return planned
-        total = (tuning - tuned + sum(missing)) * minute
-        choice = f"{n} arms x {len(self.rates)} learning rates + " if tuning else ""
+        choice = f"{n} arms x {len(self.rates)} learning rates + " if self.rates else ""
         finished = n * seeds - sum(missing) + tuned
         plan = f"{choice}{n} arms x {seeds} seeds x {minute:.3g} min"
-        plan += (f", less {finished} finished runs," if finished else "") + f" = {total:.3g} min; "
+        plan += (f", less {finished} finished runs," if finished else "") + f" = {spent[-1]:.3g} min; "
         if left == seeds:
             print(f"{plan}{self.minutes:g} are given.")
             return left
         runs_left = int(given / minute)
         if not left:
-            first = (tuning - tuned + missing[0]) * minute
-            epochs = int(self.arms[0].epochs * given / first)
-            fewer = [arm.name for arm in self.arms[: int(runs_left / (1 + (len(self.rates) if tuning else 0)))]]
+            epochs = int(self.arms[0].epochs * given / spent[0])
+            fewer = [arm.name for arm in self.arms[: int(runs_left / (1 + len(self.rates)))]]
             raise ValueError(
-                f"{plan}{self.minutes:g} are given: not one round of all arms fits. Give minutes={np.ceil(first):.0f} "
-                f"for one, or {np.ceil(first + 2 * n * minute):.0f} for three"
+                f"{plan}{self.minutes:g} are given: not one round of all arms fits. Give "
+                f"minutes={np.ceil(spent[0]):.0f} for one, or {np.ceil(spent[0] + 2 * n * minute):.0f} for three"
                 + (f"; or {epochs} epochs in place of {self.arms[0].epochs}" if epochs else "")
                 + (f"; or {len(fewer)} arms: {', '.join(fewer)}" if len(fewer) > 1 else "")
                 + "."
             )
-        fewer = int(runs_left / (3 + (len(self.rates) if tuning else 0)))
+        fewer = int(runs_left / (3 + len(self.rates)))
         instead = f", or {fewer} arms x 3" if left < 3 and 1 < fewer < n else ""
         print(f"{plan}{self.minutes:g} are given: {left} seed{'s' * (left > 1)}{instead}.")
         if left < 3:
@@ -218,15 +212,12 @@ class _Rounds:
     def _key(self, arm: Arm, seed: int, lr: float | None) -> tuple[Any, ...] | None:
         """The key of a run: with lr that of the choice, else at the chosen rate, None where that is not chosen yet."""
         stage = "measured" if lr is None else "choice"
-        if lr is None and len(self.rates) > 1:
-            keys = [self._key(arm, _TUNING_SEED, rate) for rate in self.rates]
-            rows = [self.runs.get(key) for key in keys]
+        if lr is None:
+            rows = [self.runs.get(self._key(arm, _TUNING_SEED, rate)) for rate in self.rates]
             if any(row is None for row in rows):
                 return None
             worth = [float(row["mAP"]) for row in rows if row]
-            lr = self.rates[int(np.nanargmax(worth))] if not np.isnan(worth).all() else self.rates[0]
-        elif lr is None:
-            lr = self.rates[0]
+            lr = self.lr if np.isnan(worth).all() else self.rates[int(np.nanargmax(worth))]
         facts = digest(*map(str, self.data.facts.values()), *arm.facts.values())
         return stage, arm.name, "own" if lr is None else lr, seed, facts
 
@@ -235,13 +226,15 @@ class _Rounds:
         return key is not None and self.runs.finished(key)
 
     def _run(self, arm: Arm, seed: int, lr: float | None) -> None:
-        key, data = self._key(arm, seed, lr), self.part if lr is not None and self.part else self.data
+        key, data = self._key(arm, seed, lr), self.data if lr is None else self.part
         like = self.arms[0] if arm is not self.arms[0] else None
         rate = None if key[2] == "own" else key[2]
-        found: Outcome = arm.run(data.dls, seed, self.fit, data.dl, like, rate)
-        if found.targets is not None:
-            data.check(found.targets)
-        probs = np.full(data.true.shape, np.nan, np.float32) if found.probs is None else found.probs
+        begun = perf_counter()
+        probs, targets, weights = arm.run(data.dls, seed, self.fit, data.dl, like, rate)
+        seconds = perf_counter() - begun
+        if targets is not None:
+            data.check(targets)
+        probs = np.full(data.true.shape, np.nan, np.float32) if probs is None else probs
         others = [self._key(arm, seed, other) for other in self.rates] if lr is not None else []
         if any(
             np.array_equal(probs, self.runs.arrays(other)["probs"]) for other in others if self.runs.finished(other)
@@ -251,7 +244,7 @@ class _Rounds:
                 "as in `lambda learn: learn.fine_tune(5, learn.lr)`, or leave lrs= out."
             )
         values = _measure(data, probs).values
-        row = {"seconds": found.seconds, "weights": found.weights, "measured": data.measured}
+        row = {"seconds": seconds, "weights": weights, "measured": data.measured}
         self.runs.add(key, values | row, {"probs": probs})
 
     def answer(self) -> Comparison:

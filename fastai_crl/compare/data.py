@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,19 +52,16 @@ def _items(loader: Any) -> str:
     return digest(as_text(items) if isinstance(items, np.ndarray) else "\n".join(map(str, items or ())))
 
 
-@dataclass
 class Data:
     """What a comparison trains on and what it measures.
 
-    Attributes:
+    Args:
         dls: training and validation loaders.
         dl: loader that is measured in place of validation, or None.
     """
 
-    dls: DataLoaders
-    dl: Any = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, dls: DataLoaders, dl: Any = None):
+        self.dls, self.dl = dls, dl
         loader = self.dls.valid if self.dl is None else self.dl
         n_labels = get_c(self.dls) or _columns(self.dls)
         self.single_label = is_single_label(self.dls, n_labels)
@@ -100,17 +96,17 @@ class Data:
                 "through its items in order, without dropping any."
             )
 
-    def part(self, share: float = 0.2, seed: int = 0) -> Data:
-        """Return the training set alone, a share of each label's images held out of it to measure on."""
+    def part(self) -> Data:
+        """Return the training set alone, a fifth of each label's images held out of it to measure on."""
         train, valid = self.dls.train, self.dls.valid
         if not isinstance(train, DataLoader):
             raise ValueError(
                 "Several lrs= are chosen from on a part of dls, which cannot be made of loaders of torch: give one."
             )
         labels = [[str(c) for c in np.flatnonzero(row)] for row in self.train]
-        side = stratify(labels, np.arange(self.n_train), [1 - share, share], seed)
+        side = stratify(labels, np.arange(self.n_train), [0.8, 0.2], seed=0)
         sides = [part_of(train.dataset, np.flatnonzero(side == k), k) for k in (0, 1)]
-        with no_random(seed, reproducible=False):
+        with no_random(0, reproducible=False):
             loaders = train.new(sides[0]), valid.new(sides[1])
         return Data(type(self.dls)(*loaders, path=self.dls.path, device=self.dls.device))
 

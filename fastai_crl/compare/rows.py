@@ -7,16 +7,16 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from fastai_crl._files import replace_file
+from fastai_crl.predict.parts import held
 
 
 def digest(*texts: str) -> str:
@@ -88,22 +88,15 @@ class Runs:
         name = re.sub(r"[^\w.=-]+", "_", "-".join(map(str, key)))[:100]
         return self.folder / "outputs" / f"{name}-{digest(*map(str, key))[:8]}.npz"
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Hold the folder for this process, a killed one holds nothing.
 
         Raises:
             BlockingIOError: another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.folder / "lock").acquire(timeout=0)
-        except Timeout:
-            raise BlockingIOError(
-                f"Another process runs a comparison into {self.folder}: wait for it, or give another out=."
-            ) from None
-        with lock:
-            yield
+        busy = f"Another process runs a comparison into {self.folder}: wait for it, or give another out=."
+        return held(self.folder, BlockingIOError(busy))
 
     def bind(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
         """Write down, in `options.json`, what the runs are run with.

@@ -48,10 +48,8 @@ class Difference(NamedTuple):
         return f"{mark}{self.mean:+.3f}{mark}{interval}"
 
 
-def difference(
-    values: ArrayLike, influence: ArrayLike | None = None, n_compared: int = 1, level: float = 0.95
-) -> Difference:
-    """Return the mean of paired differences with an interval over seeds, and over images where influences are given.
+def difference(values: ArrayLike, influence: ArrayLike | None = None, n_compared: int = 1) -> Difference:
+    """Return the mean of paired differences and its 95 % interval, over seeds, and over images if influences are given.
 
     Seeds are to images what readers are to cases in a study of several readers who all read the same cases, and the
     interval is that of Obuchowski and Rockette (Commun. Stat. Simul. Comput. 24, 1995, 285-308) with the degrees of
@@ -64,9 +62,8 @@ def difference(
     Args:
         values: (S,) differences, one for each seed.
         influence: (S, n), of each image on each value. With fewer than three seeds the interval is over images alone.
-        n_compared: arms that are compared with the same one: the interval is widened so that with probability `level`
-            all of theirs hold the truth (Bonferroni: each misses it in (1 - level)/n_compared).
-        level: of the interval.
+        n_compared: arms that are compared with the same one: the interval is widened so that with probability 0.95 all
+            of theirs hold the truth (Bonferroni: each misses it in 0.05/n_compared).
 
     Raises:
         ValueError: no values.
@@ -79,7 +76,7 @@ def difference(
     n_seeds, mean = len(values), float(np.mean(values)) if len(values) else np.nan
     if not n_seeds:
         raise ValueError("values is empty: give the difference of at least one seed.")
-    tail = 1 - (1 - level) / (2 * n_compared)
+    tail = 1 - 0.05 / (2 * n_compared)
     of_seeds = values.var(ddof=1) / n_seeds if n_seeds > 1 else np.nan
     if influence is None:
         half = float(stats.t.ppf(tail, n_seeds - 1) * np.sqrt(of_seeds)) if n_seeds > 1 else np.nan

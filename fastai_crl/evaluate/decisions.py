@@ -72,18 +72,13 @@ class Truth(NamedTuple):
 
     Attributes:
         targets: (n, C) bool, the labels; False where unknown.
-        known: (n, C) bool.
+        known: (n, C) bool. Every measure of a label of which nothing is known is NaN.
         single_label: they came as class indices.
     """
 
     targets: np.ndarray
     known: np.ndarray
     single_label: bool
-
-    @property
-    def unknown_labels(self) -> np.ndarray:
-        """Labels of which nothing is known, (C,) bool: every measure of them is NaN."""
-        return ~self.known.any(0)
 
 
 def as_targets(targets: ArrayLike, shape: tuple[int, ...]) -> Truth:

@@ -46,6 +46,7 @@ class CRLInterpretation:
     Attributes:
         targets, chosen: (n, C) bool, the true labels and the decisions; both False where the target is unknown.
         known: (n, C) bool: where it is not. The other arguments, under their names.
+        counted: whether `counts` were given, so are those of the training set.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class CRLInterpretation:
         (self.targets, self.known, self.single_label), self.chosen = decisions(self.probs, targets, thresh, names)
         self.names = list(names) if names is not None else [str(c) for c in range(self.probs.shape[1])]
         self.counts = self.targets.sum(0) if counts is None else as_array(counts)
-        self.n_train = n_train or len(self.probs)
+        self.n_train, self.counted = n_train or len(self.probs), counts is not None
         self.thresh, self.dl, self.triplets = check_thresholds(thresh, self.probs.shape[1], names), dl, triplets
 
     @classmethod
@@ -192,10 +193,8 @@ class CRLInterpretation:
         Raises:
             ValueError: a baseline of other images or labels.
         """
-        if self.names != baseline.names or any(
-            not np.array_equal(mine, theirs)
-            for mine, theirs in ((self.targets, baseline.targets), (self.known, baseline.known))
-        ):
+        same = all(np.array_equal(getattr(self, name), getattr(baseline, name)) for name in ("targets", "known"))
+        if self.names != baseline.names or not same:
             raise ValueError("The baseline has other labels or targets: interpret the same images, in one order.")
         here, there = self.report(), baseline.report()
         frame = here[["train", "support"]].copy()

@@ -66,8 +66,8 @@ def macro_f1(pred: ArrayLike, targ: ArrayLike, thresh: float | ArrayLike = 0.5) 
     The average is over all labels; one that neither occurs nor is predicted counts as 0 (scikit-learn's
     `zero_division=0`).
     """
-    truth, chosen = decisions(pred, targ, thresh)
-    return _mean(np.where(truth.unknown_labels, np.nan, f1_by_label(truth.targets, chosen)))
+    (targets, known, _), chosen = decisions(pred, targ, thresh)
+    return _mean(np.where(known.any(0), f1_by_label(targets, chosen), np.nan))
 
 
 @_nan_of_nan
@@ -266,8 +266,7 @@ def label_report(
         ValueError: values that are no probabilities; targets, thresholds, names or counts that do not fit.
     """
     probs = as_probabilities(probs)
-    truth, chosen = decisions(probs, targets, thresh, names)
-    true, known, single_label = truth
+    (true, known, single_label), chosen = decisions(probs, targets, thresh, names)
     n_classes = probs.shape[1]
     for name, values in {"names": names, "counts": counts}.items():
         if values is not None and len(values) != n_classes:
@@ -278,7 +277,7 @@ def label_report(
     table |= {"precision": recall_by_label(chosen, true, 0), "recall": recall_by_label(true, chosen, 0)}
     table |= {"F1": f1_by_label(true, chosen), "balanced": balanced_by_label(true, chosen, known)}
     for name in ("precision", "recall", "F1"):
-        table[name] = np.where(truth.unknown_labels, np.nan, table[name])
+        table[name] = np.where(known.any(0), table[name], np.nan)
     if not single_label:
         table["threshold"] = np.broadcast_to(check_thresholds(thresh, n_classes, names), n_classes)
     table["AP"], table["AUROC"] = ranking_by_label(probs, true, known)

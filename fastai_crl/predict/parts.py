@@ -45,9 +45,10 @@ class Parts:
             RuntimeError: another process writes the same file.
             PermissionError: the folder's name is taken by a link, or by what others may write to.
         """
-        with self._alone(own_folder(self.folder)):
+        busy = RuntimeError(f"{self.fname} is being written by another process: wait for it, or pass another fname.")
+        with held(own_folder(self.folder), busy):
             for other in self._of_other_runs():
-                with self._alone(other):
+                with held(other, busy):
                     warnings.warn(
                         f"{other} holds predictions of {self.fname.name} by another run, of other images, weights, "
                         "transforms, batch size or test-time augmentation: they are not used, and removed at the end.",
@@ -87,19 +88,16 @@ class Parts:
         found = (f for f in self.fname.parent.iterdir() if name.fullmatch(f.name) and f != self.folder)
         return sorted(f for f in found if is_own_folder(f))
 
-    @contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
-        lock = FileLock(folder / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RuntimeError(
-                f"{self.fname} is being written by another process: wait for it, or pass another fname."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+
+@contextmanager
+def held(folder: Path, busy: Exception) -> Iterator[None]:
+    """Hold a folder for this process, a killed one holds nothing; raise `busy` where another process holds it."""
+    try:
+        lock = FileLock(folder / "lock").acquire(timeout=0)
+    except Timeout:
+        raise busy from None
+    with lock:
+        yield
 
 
 def described(x: Any, within: tuple[int, ...] = ()) -> str:

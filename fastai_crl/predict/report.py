@@ -25,7 +25,7 @@ from matplotlib.text import Text
 
 from fastai_crl._files import replace_file
 from fastai_crl.evaluate.interpret import CRLInterpretation
-from fastai_crl.labels import UnknownLabelsError, read_labels, shown_names
+from fastai_crl.labels import shown_names
 
 _PACKAGES = ("fastai_crl", "fastai", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 _COLUMNS = (
@@ -57,10 +57,7 @@ def write_report(
     """
     interp = CRLInterpretation.from_learner(learn, dl=dl)
     interp.names = shown_names(learn.dls, len(interp.names))
-    try:
-        n_train = read_labels(learn.dls.train, len(interp.names)).shape[0]
-    except UnknownLabelsError:
-        n_train = 0
+    n_train = interp.n_train if interp.counted else 0
     table = interp.report() if n_train else interp.report().drop(columns=["train", "group"])
     order = np.argsort(table.get("train", table.support), kind="stable").tolist()  # from rare to common
     measured = f"{len(interp.probs)} images of the {'validation set' if dl is None else 'loader that was given'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
@@ -126,7 +125,7 @@ def write_submission(
         raise ValueError(f"fname={str(fname)!r} is a folder: give the name of a file in it, such as submission.csv.")
     bs = learn.dls.valid.bs if bs is None else bs
     loading = {"bs": bs} | ({} if num_workers is None else {"num_workers": num_workers})
-    with learn.no_bar() if hasattr(learn, "progress") else nullcontext():
+    with learn.no_bar():
         # Of images that may be skipped, any readable one shows what the transforms do.
         readable = (i for i in ids if not (skip_unreadable and images.unreadable([i])))
         if (one := next(readable, None)) is None:

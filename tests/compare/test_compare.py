@@ -99,11 +99,11 @@ def test_rates_are_chosen_for_each_arm_on_a_part_of_the_training_set(tmp_path, s
         compared(tmp_path / "fixed", arms, dls, fit=lambda learn: learn.fit(1, 0.01), lrs=[0.1, 0.2])
 
 
-def rounds(tmp_path, each, seeds, minutes, n_rates=1, n_arms=4):
+def rounds(tmp_path, each, seeds, minutes, n_rates=0, n_arms=4):
     """The plan of rounds of runs of `each` minutes."""
     made = object.__new__(_Rounds)
     arms = [type("A", (), {"name": name, "epochs": 10})() for name in "abcdef"[:n_arms]]
-    made.arms, made.rates, made.minutes, made.begun = arms, [None] * n_rates, minutes, time.perf_counter()
+    made.arms, made.rates, made.minutes, made.begun = arms, [0.1] * n_rates, minutes, time.perf_counter()
     made._finished = lambda *job: False
     return made._plan(seeds, 60 * each)
 

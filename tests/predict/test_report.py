@@ -20,6 +20,7 @@ from fastai_crl.evaluate.interpret import CRLInterpretation
 from fastai_crl.learner import crl_learner
 from fastai_crl.predict import write_report
 from fastai_crl.predict.report import inline_image
+from fastai_crl.unknown import UnknownTargets
 
 SECTIONS = ["Data", "Decisions", "By label, from rare to common", "Precision and recall", "Hardest images"]
 SECTIONS += ["What CRL mined", "Training", "Versions"]
@@ -137,6 +138,14 @@ def test_labels_that_no_image_has_are_named(plain, tmp_path):
         assert "Labels that no measured image has never" in page_of(write_report(plain, tmp_path / "a.html")).text
         y[:] = 0
         assert "No measured image has a label." in page_of(write_report(plain, tmp_path / "b.html")).text
+
+
+def test_training_images_are_told_where_some_targets_are_unknown(plain, tmp_path):
+    plain.dls.train.dataset.tensors[1][:9, 1] = -1
+    plain.add_cb(UnknownTargets(-1))
+    with plain.no_bar(), plain.no_logging():
+        page = page_of(write_report(plain, tmp_path / "report.html"))
+    assert "Training images 40 " in page.text and "group" in page.texts
 
 
 def test_an_image_in_the_page():
