@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastai_crl._checks import Batch, check_choice, checked_targets, features_of
 from fastai_crl._fastai import activation_of
+from fastai_crl.task import is_single_label
 
 from .complete import complete
 from .crl import CRL
@@ -83,7 +84,7 @@ class CRLLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         if self.single_label is None:
-            self.settle(is_class_index(logits, targets))
+            self.settle(is_single_label(targets, logits.shape[1] if logits.ndim == 2 else 1))
         if not self.training or self.reduction == "none":
             return self.base_loss(logits, targets)
         features = features_of(self.crl.level, features)
@@ -134,12 +135,6 @@ class CRLLoss(nn.Module):
         self._reduction = value
         if self.single_label is not None:
             self.base_loss.reduction = value
-
-
-def is_class_index(logits: Tensor, targets: Tensor) -> bool:
-    """Whether a batch's targets are class indices; with one logit per item they are one binary label."""
-    column = targets.shape[1:] == (1,) and not targets.is_floating_point()
-    return (targets.ndim == 1 or column) and logits.ndim == 2 and logits.shape[1] > 1
 
 
 def check_takes_logits(base_loss: Any) -> None:

@@ -45,13 +45,6 @@ def _first(sizes: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=sizes.device) < sizes[:, None]
 
 
-def negatives(profile: Profile, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Hard negatives of each label by (n, M) score (paper, eq. 5): `far` and `is_far` of `HardSamples`."""
-    n, m = scores.shape
-    far = hardest(scores.masked_fill(profile.excluded, -torch.inf), min(k, n), highest=True).T
-    return far * m + torch.arange(m, device=far.device)[:, None], _first(profile.n_majority, far.shape[1])
-
-
 @dataclass
 class HardSamples:
     """Hard samples in R lists: one per label at class level, where anchors of a label share them, else one per anchor.
@@ -88,7 +81,10 @@ class HardSamples:
         rank = torch.arange(profile.total, device=device) - first.take(row)
         is_near = _first(count, len(column)).index_select(0, row)
         is_near.scatter_(1, rank.clamp(0, len(column) - 1)[:, None], False)
-        return cls(place, row.clamp_max(m - 1), near, is_near, *negatives(profile, scores, k), True, row < m)
+        far = hardest(scores.masked_fill(profile.excluded, -torch.inf), min(k, n), highest=True).T
+        is_far = _first(profile.n_majority, far.shape[1])
+        far = far * m + torch.arange(m, device=device)[:, None]
+        return cls(place, row.clamp_max(m - 1), near, is_near, far, is_far, True, row < m)
 
     @classmethod
     def by_distance(cls, profile: Profile, distance: Tensor, k: int) -> HardSamples:

@@ -115,26 +115,25 @@ def check_options(sampler: str | Sampler | SamplerFactory, options: Mapping[str,
 
 def make_sampler(
     sampler: str | Sampler | SamplerFactory,
-    offered: Mapping[str, Callable[[], Any]],
-    options: Mapping[str, Any] | None = None,
+    offered: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Sampler:
     """Return a sampler of its name, of itself or of its factory.
 
     Args:
         sampler: name, sampler or factory.
-        offered: what a factory may ask for, by parameter; computed only for those that do.
-        options: the user's arguments of the factory; they go before what is offered.
+        offered: what a factory may ask for, by parameter.
+        options: the user's arguments of the factory, see `check_options`; they go before what is offered.
 
     Raises:
-        ValueError: what `check_options` raises; a factory that does not return a sampler.
+        ValueError: a factory that does not return a sampler.
     """
-    factory, options = check_sampler(sampler), dict(options or {})
-    check_options(sampler, options)
+    factory = check_sampler(sampler)
     if factory is None:
         return sampler  # type: ignore[return-value]  # no factory: it is the sampler
     parameters = _parameters(factory)
-    asked = {k: give() for k, give in offered.items() if k in parameters and k not in options}
-    made = factory(**asked, **options)
+    asked = {k: value for k, value in offered.items() if k in parameters}
+    made = factory(**{**asked, **options})
     if not isinstance(made, Sampler):
         raise ValueError(
             f"Sampler {_name(sampler)} made a {type(made).__name__}, which is no sampler: return an iterable "

@@ -91,12 +91,7 @@ class SampledDL(TfmdDL):
         if made is None or renew:
             labels = self._labels() if takes(self._sampler, "targets") and "targets" not in self._options else None
             if made is None or not _equal(made.labels, labels):
-                offered = {
-                    "targets": lambda: labels,
-                    "bs": lambda: self.bs * world,
-                    "world_size": lambda: world,
-                    "dataset": lambda: self.dataset,
-                }
+                offered = {"targets": labels, "bs": self.bs * world, "world_size": world, "dataset": self.dataset}
                 made = _Made(world, n, labels, make_sampler(self._sampler, offered, self._options))
                 self._made = made
         return made.sampler

@@ -12,7 +12,6 @@ slope 0, as in PyTorch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,29 +27,21 @@ from .sides import Sides, all_active
 _SLICE_ON_CPU, _SLICE = 2**17, 2**22
 
 
-class HingeWeights(NamedTuple):
-    """The mean of a batch's hinges: Σ weight·score + m·active.
-
-    Attributes:
-        weights: (n, C) in the dtype of the scores.
-        active: scalar, the share of the hinges that are active.
-        triplets: (C,) long, of each label (pairs, for ranking).
-    """
-
-    weights: Tensor
-    active: Tensor
-    triplets: Tensor
-
-
 @torch.no_grad()
-def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: TermOptions) -> HingeWeights:
-    """Weigh the scores of a batch so that their weighted sum is the mean of its hinges, but for a constant.
+def hinge_weights(
+    scores: Tensor, y: Tensor, frequency: Tensor | None, options: TermOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh the scores of a batch: the mean of its hinges is Σ weight·score + m·active.
 
     Args:
         scores: (n, C) float32 or float64, n ≥ 1.
         y: (n, C) memberships of the same dtype, see `membership`.
         frequency: (C,), see `minority_classes`, or None.
         options: see `TermOptions`.
+
+    Returns:
+        The weights, (n, C) in the dtype of the scores; active, a scalar, the share of the hinges that are active; and
+        the triplets of each label, (C,) long (pairs, for ranking).
     """
     n, bound = len(scores), max(1, limit(options.rho, len(scores)))
     positive, maybe = y.floor(), y.ceil()
@@ -64,7 +55,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
     share = _share(triplets, options.by_label, scores.dtype)
     if turned is None and 4 * bound >= len(h):
         weights, active = _weigh(Sides.of(scores, positive, maybe, None, h, g, share, options), bound)
-        return HingeWeights(weights, active, triplets)
+        return weights, active, triplets
     del positive, maybe
     weights, total = torch.zeros_like(scores), share.new_zeros(())
     if turned is None:  # few labels can be minority: worth the selecting
@@ -80,7 +71,7 @@ def hinge_weights(scores: Tensor, y: Tensor, frequency: Tensor | None, options: 
         part, active = _weigh(sides, most)
         weights.index_copy_(1, labels, part if flip is None else torch.where(flip, -part, part))
         total += active
-    return HingeWeights(weights, total, triplets)
+    return weights, total, triplets
 
 
 def _weigh(sides: Sides, most: int) -> tuple[Tensor, Tensor]:
