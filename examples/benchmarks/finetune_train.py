@@ -165,6 +165,7 @@ RECIPE = {
     for recipe, change in _RECIPES.items()
     for name in ("plain", "started_crl")
 }
+RECIPE |= {name: replace(MAIN["started"], longer=n) for name, n in {"started_long": 2, "started_longest": 4}.items()}
 STAGES = {"main": MAIN, "others": OTHERS, "mechanism": MECHANISM, "recipe": RECIPE}
 ARMS = {name: arm for arms in STAGES.values() for name, arm in arms.items()}
 SINGLE = {"bce": "ce", "weighted_bce": "class_balanced", "logit_adjusted": "logit_adjusted"}  # of class indices

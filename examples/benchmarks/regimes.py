@@ -24,6 +24,9 @@ NAMES = {
     "started_crl": "started, with CRL",
     "weighted_crl": "√pos_weight, with CRL",
     "repeat": "started, repeat-factor sampling",
+    "plain_long": "plain, twice the epochs",
+    "started_long": "started, twice the epochs",
+    "started_crl_long": "started, with CRL, twice the epochs",
 }
 TASKS = {
     "cells": "HPA cells",
